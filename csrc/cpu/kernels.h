@@ -1,0 +1,154 @@
+// What the per-instruction-set kernels take and the table through which they are reached.
+//
+// Plain structs and function pointers only: this header is compiled for every instruction set.
+#pragma once
+
+#include <cstdint>
+
+namespace slowfast {
+
+enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };
+
+// One channels-last input of a convolution, with the window that slides over it. Strides in bytes.
+struct ConvSource {
+    const char* data;
+    int64_t stride_n, stride_t, stride_h, stride_w;
+    int64_t t, h, w;   // extent
+    int64_t channels;  // per tap
+    int64_t kernel[3], stride[3], padding[3], dilation[3];
+};
+
+// out = [relu](sum over sources of conv(source) + shift + residual); one or two sources.
+struct ConvArgs {
+    DType dtype;
+    ConvSource source[2];
+    int sources;
+    int64_t n, t, h, w;  // output extent
+    int64_t channels;    // output channels
+    const char* packed;  // panels, see panel.h
+    const float* shift;
+    const char* residual;     // rows at residual_stride bytes, in output order
+    int64_t residual_stride;  // bytes per pixel
+    char* out;
+    int64_t out_stride;  // bytes per pixel
+    bool relu;
+    const char* zeros;  // at least max(source channels) zero elements
+};
+
+// A residual block: conv_a (k x 1 x 1) -> conv_b (1 x 3 x 3, stride, dilation) -> conv_c (1 x 1 x 1), plus the
+// identity or a strided 1 x 1 x 1 shortcut packed as a second source of conv_c.
+struct BlockArgs {
+    DType dtype;
+    const char* x;
+    int64_t x_stride[4];  // n, t, h, w in bytes
+    int64_t n, t, h, w;   // input extent; time is not strided
+    int64_t cin, cmid, cout;
+    int64_t kernel_t, stride, dilation;
+    const char *packed_a, *packed_b, *packed_c;
+    const float *shift_a, *shift_b, *shift_c;
+    bool shortcut;  // convolution shortcut (else identity)
+    char* out;
+    int64_t out_stride[4];
+    int64_t ho, wo;
+};
+
+// Convolution with few input channels (a video's 3) over a padded copy of the input, then ReLU and max-pool.
+struct StemArgs {
+    DType dtype;
+    const char* padded;   // [n][t][hp][wp][cin], zero borders in h and w
+    int64_t n, t, hp, wp, cin;
+    int64_t kernel[3], stride[3], pad_t;
+    int64_t to, hc, wc;  // convolution output
+    int64_t channels;
+    const char* packed;  // one tap per (kt, kh) of kw * cin channels
+    const float* shift;
+    bool relu, pool;
+    char* out;             // [n][to][ho][wo] pixels
+    int64_t out_stride;    // bytes per pixel
+    int64_t ho, wo;
+};
+
+struct PadArgs {
+    DType from, to;
+    const char* x;
+    int64_t x_stride[5];  // n, c, t, h, w in bytes
+    int64_t n, c, t, h, w;
+    int64_t pad_h, pad_w, hp, wp;
+    char* out;
+};
+
+enum class FastInput : int { rgb = 0, gray = 1, time_diff = 2 };
+
+// frames [n][t][h][w][3] uint8 -> normalised channels-last clips, slow [n][slow_t][h][w][3] and
+// fast [n][t][h][w][3 or 1].
+struct PackArgs {
+    DType dtype;
+    FastInput fast_input;
+    const uint8_t* frames;
+    int64_t stride[5];  // n, t, h, w, c in bytes
+    int64_t t, h, w, slow_t;
+    bool reverse;              // colour channels in the order B, G, R
+    float scale[3], shift[3];  // of the clips' channels: y = x * scale + shift
+    float gray_scale[3], gray_shift;
+    // Frame -> its first position in the slow clip, position -> the frame's next one; -1 ends the chain.
+    const int64_t *slow_first, *slow_next;
+    char *slow, *fast;
+};
+
+// Average of a channels-last map over all frames and a window_h x window_w window that slides over it.
+struct HeadPoolArgs {
+    DType dtype;
+    const char* x;
+    int64_t pixel;  // bytes per pixel
+    int64_t channels, t, h, w;
+    int64_t window_h, window_w;
+    bool merge;          // average over the windows, too
+    float* out;          // [n][window][out_stride]
+    int64_t out_stride;  // floats per window
+};
+
+// out[rows][classes] = x[rows][channels] times weight[classes][channels], plus bias.
+struct HeadLinearArgs {
+    DType dtype;  // of the weight
+    const float* x;
+    const char* weight;
+    int64_t weight_stride;  // bytes per class
+    const float* bias;      // or null
+    int64_t channels, classes;
+    float* out;
+};
+
+struct RoiAlignArgs;  // roi.h
+struct RoiHeadArgs;
+
+struct KernelTable {
+    const char* name;
+    // Convolution over rows [m0, m1) of output pixels and panels [p0, p1).
+    void (*conv_item)(const ConvArgs&, int64_t m0, int64_t m1, int64_t p0, int64_t p1, char* scratch);
+    // Residual block over output rows [h0, h1) of frame (n, t).
+    void (*block_item)(const BlockArgs&, int64_t n, int64_t t, int64_t h0, int64_t h1, char* scratch);
+    int64_t (*block_scratch)(const BlockArgs&);
+    // Stem over output rows [h0, h1) of frame (n, t).
+    void (*stem_item)(const StemArgs&, int64_t n, int64_t t, int64_t h0, int64_t h1, char* scratch);
+    int64_t (*stem_scratch)(const StemArgs&);
+    void (*pad_item)(const PadArgs&, int64_t n, int64_t t);
+    // Rows [h0, h1) of frame (n, t).
+    void (*pack_item)(const PackArgs&, int64_t n, int64_t t, int64_t h0, int64_t h1);
+    // Channels [c0, c1) of clip n; scratch holds a row of the map of so many channels in float.
+    void (*head_pool_item)(const HeadPoolArgs&, int64_t n, int64_t c0, int64_t c1, char* scratch);
+    // Rows [r0, r1) and classes [j0, j1).
+    void (*head_linear_item)(const HeadLinearArgs&, int64_t r0, int64_t r1, int64_t j0, int64_t j1);
+    // RoIAlign of bins (roi, time bin) for channels [c0, c1); its gradient for rows [y0, y1) of one frame and the
+    // slice of channels from c on. The head's: cells [cell0, cell1) reduced over time, boxes order[i0..i1) maximised.
+    void (*roi_align_item)(const RoiAlignArgs&, int64_t roi, int64_t frame, int64_t c0, int64_t c1);
+    void (*roi_align_bwd_item)(const RoiAlignArgs&, int64_t clip, int64_t frame, int64_t c, int64_t y0, int64_t y1,
+                               char* scratch);
+    void (*roi_reduce_item)(const RoiHeadArgs&, int pathway, int64_t cell0, int64_t cell1, char* scratch);
+    void (*roi_max_item)(const RoiHeadArgs&, int pathway, int64_t slice, int64_t i0, int64_t i1);
+    void (*roi_scatter_item)(const RoiHeadArgs&, int64_t slice);
+    void (*roi_spread_item)(const RoiHeadArgs&, int64_t cell0, int64_t cell1);
+};
+
+const KernelTable& kernels();  // of the instruction set in use
+
+}  // namespace slowfast

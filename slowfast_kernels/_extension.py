@@ -1,0 +1,61 @@
+"""Loads the native CPU library where there is one. Never raises: what is missing is kept as a sentence."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import torch
+
+LIB_DIR = Path(__file__).resolve().parent / "_lib"
+
+#: Instruction sets the kernels are compiled for, weakest first; the index is the native enumeration's value.
+ISAS = ("none", "avx2", "avx512", "avx512_bf16")
+
+_cpu: ctypes.CDLL | None = None
+cpu_missing: str | None = None
+
+
+def _load() -> None:
+    global _cpu, cpu_missing
+    path = LIB_DIR / "libslowfast_cpu.so"
+    if not path.exists():
+        cpu_missing = f"the native CPU library is not built ({path.name} is missing)"
+        return
+    try:
+        torch.ops.load_library(str(path))
+        _cpu = ctypes.CDLL(str(path))
+        for name in ("slowfast_cpu_isa_found", "slowfast_cpu_isa"):
+            getattr(_cpu, name).restype = ctypes.c_int
+        _cpu.slowfast_cpu_set_isa.argtypes = [ctypes.c_int]
+        _cpu.slowfast_cpu_set_isa.restype = ctypes.c_int
+    except Exception as error:
+        _cpu = None
+        cpu_missing = f"the native CPU library does not load: {error}"
+        return
+    if _cpu.slowfast_cpu_isa_found() == 0:
+        cpu_missing = "this processor has no AVX2 and FMA, which the native CPU kernels need"
+
+
+_load()
+
+
+def cpu_isa_found() -> str:
+    """Best instruction set of this processor that the kernels are built for ("none" without AVX2)."""
+    return ISAS[_cpu.slowfast_cpu_isa_found()] if _cpu else "none"
+
+
+def cpu_isa() -> str:
+    """Instruction set the CPU kernels use now."""
+    return ISAS[_cpu.slowfast_cpu_isa()] if _cpu else "none"
+
+
+def set_cpu_isa(name: str) -> None:
+    """Force the CPU kernels onto a weaker instruction set ("avx2", "avx512", "avx512_bf16"), or "auto"."""
+    if name != "auto" and name not in ISAS[1:]:
+        raise ValueError(f"expected an instruction set among {ISAS[1:]} or 'auto', got {name!r}")
+    if _cpu is None:
+        raise RuntimeError(f"cannot choose an instruction set: {cpu_missing}")
+    wanted = cpu_isa_found() if name == "auto" else name
+    if _cpu.slowfast_cpu_set_isa(ISAS.index(wanted)) != 0:
+        raise RuntimeError(f"this processor has {cpu_isa_found()} at best, cannot run {name} kernels")

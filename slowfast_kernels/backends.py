@@ -1,0 +1,111 @@
+"""Providers: who computes an op, how one is chosen, and how a choice is forced.
+
+Every op has up to four providers: ``reference`` (plain PyTorch, everywhere), ``cpu`` (C++), ``triton`` and
+``cuda``. In ``auto`` the first provider of the device's order that can run the call does; a provider that was
+asked for by name never falls back: the call fails with the reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from . import _extension
+from ._extension import cpu_isa, cpu_isa_found, set_cpu_isa
+
+__all__ = ["NAMES", "Provider", "choose", "cpu_isa", "cpu_isa_found", "current", "force_cpu_isa", "set_cpu_isa",
+           "unavailable", "use_backend"]  # fmt: skip
+
+NAMES = ("reference", "cpu", "triton", "cuda")
+ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One implementation of an op.
+
+    run:     takes the op's arguments in schema order.
+    refuses: takes the same arguments; says in a sentence why it cannot run this call, or None when it can.
+    """
+
+    run: Callable[..., Any]
+    refuses: Callable[..., str | None] = lambda *args: None
+
+
+def _from_environment() -> str:
+    name = os.environ.get("SLOWFAST_BACKEND", "auto")
+    if name not in (*NAMES, "auto"):
+        raise ValueError(f"SLOWFAST_BACKEND: expected one of {('auto', *NAMES)}, got {name!r}")
+    return name
+
+
+_current: ContextVar[str] = ContextVar("slowfast_backend", default=_from_environment())
+
+
+def current() -> str:
+    """Name of the provider asked for in this context, or "auto"."""
+    return _current.get()
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Compute every op inside the block with one provider: "reference", "cpu", "triton", "cuda" or "auto".
+
+    A provider asked for by name never falls back silently: an op it cannot run raises RuntimeError.
+    """
+    if name not in (*NAMES, "auto"):
+        raise ValueError(f"expected a backend among {('auto', *NAMES)}, got {name!r}")
+    token = _current.set(name)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+@contextlib.contextmanager
+def force_cpu_isa(name: str) -> Iterator[None]:
+    """Run the CPU kernels on one instruction set inside the block (process-wide: for tests and studies)."""
+    before = cpu_isa()
+    set_cpu_isa(name)
+    try:
+        yield
+    finally:
+        set_cpu_isa(before)
+
+
+def unavailable(name: str) -> str | None:
+    """Why a provider cannot run on this machine at all, or None when it can."""
+    if name == "cpu":
+        return _extension.cpu_missing
+    if name in ("triton", "cuda"):
+        if not torch.cuda.is_available():
+            return "no CUDA device is available"
+        return "no op has a provider of that name in this version"
+    return None
+
+
+def choose(op: str, providers: dict[str, Provider], device: str, args: tuple[Any, ...]) -> Provider:
+    """Provider that computes this call of ``op``; raises RuntimeError with every reason when none can."""
+    asked = current()
+    order = ORDER.get(device, ("reference",)) if asked == "auto" else (asked,)
+    reasons = []
+    for name in order:
+        provider = providers.get(name)
+        if provider is None:
+            reason: str | None = "this op has no such provider"
+        else:
+            reason = unavailable(name) if name != "reference" else None
+            if reason is None and name == "cpu" and device != "cpu":
+                reason = f"the tensors are on {device}"
+            if reason is None:
+                reason = provider.refuses(*args)
+            if reason is None:
+                return provider
+        reasons.append(f"{name}: {reason}")
+    raise RuntimeError(f"slowfast::{op} cannot run here ({'; '.join(reasons)})")

@@ -1,0 +1,3 @@
+from .api import bottleneck3d
+
+__all__ = ["bottleneck3d"]

@@ -1,0 +1,3 @@
+from .api import conv_bn_act3d
+
+__all__ = ["conv_bn_act3d"]

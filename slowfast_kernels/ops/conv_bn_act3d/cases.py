@@ -1,0 +1,129 @@
+"""Calls of ``conv_bn_act3d``: every distinct convolution of the blocks and laterals, and edge cases."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .. import _shapes
+from .._cases import Args, Case, Contract, Draw
+from .op import output_shape
+
+ONE, NONE = (1, 1, 1), (0, 0, 0)
+
+
+def _call(
+    draw: Draw,
+    x: tuple[int, ...],
+    cout: int,
+    kernel: tuple[int, int, int],
+    stride: tuple[int, int, int] = ONE,
+    padding: tuple[int, int, int] = NONE,
+    dilation: tuple[int, int, int] = ONE,
+    relu: bool = True,
+    residual: bool = False,
+    affine: bool = True,
+) -> Args:
+    weight = draw.weight(cout, x[1], *kernel)
+    shape = output_shape(x, weight.shape, stride, padding, dilation)
+    args = (
+        draw.normal(*x),
+        weight,
+        draw.scale(cout) if affine else None,
+        draw.shift(cout) if affine else None,
+        draw.normal(*shape) if residual else None,
+    )
+    return args, {"stride": stride, "padding": padding, "dilation": dilation, "relu": relu}
+
+
+def _layer(conv: _shapes.Conv, count: int) -> Case:
+    def build(draw: Draw) -> Args:
+        size = draw.extent(conv.size)
+        return _call(
+            draw,
+            (draw.batch, conv.cin, conv.frames, size, size),
+            conv.cout,
+            conv.kernel,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.relu,
+            conv.residual,
+        )
+
+    return Case(conv.name, build, real=True, count=count)
+
+
+def _edge(name: str, *args: object, **kwargs: object) -> Case:
+    return Case(name, lambda draw: _call(draw, *args, **kwargs), edge=True)  # type: ignore[arg-type]
+
+
+def _slices(draw: Draw) -> Args:
+    # x and the residual are channels of wider buffers, as the fused Slow tensor's are
+    (x, *rest, residual), kwargs = _call(draw, (2, 24, 3, 5, 4), 20, ONE, residual=True)
+    assert residual is not None
+    wide_x, wide_r = draw.normal(2, 40, 3, 5, 4), draw.normal(2, 33, 3, 5, 4)
+    wide_x[:, 8:32] = x
+    wide_r[:, 13:] = residual
+    return (wide_x[:, 8:32], *rest, wide_r[:, 13:]), kwargs
+
+
+def _channels_first(draw: Draw) -> Args:
+    (x, *rest), kwargs = _call(draw, (2, 6, 4, 7, 5), 10, (3, 3, 3), padding=ONE)
+    return (x.contiguous(), *rest), kwargs
+
+
+def _transposed(draw: Draw) -> Args:
+    # every axis of x and of the weight has a stride of its own
+    (x, weight, *rest), kwargs = _call(draw, (2, 7, 3, 6, 5), 9, (1, 3, 3), padding=(0, 1, 1))
+    x = x.permute(4, 2, 0, 3, 1).contiguous().permute(2, 4, 1, 3, 0)
+    weight = weight.permute(4, 3, 2, 1, 0).contiguous().permute(4, 3, 2, 1, 0)
+    return (x, weight, *rest), kwargs
+
+
+_DILATED = [c for block in _shapes.detection_only() for c in _shapes.convs_of(block) if c.dilation != ONE]
+
+CASES = (
+    *(_layer(conv, conv.count) for conv in _shapes.distinct(_shapes.convs())),
+    *(_layer(replace(c, name=f"{c.name} dilated"), 0) for c in _shapes.distinct(_DILATED)),
+    _edge("1x1x1", (2, 5, 2, 3, 3), 13, ONE, residual=True),
+    _edge("3x3x3", (1, 9, 5, 7, 6), 17, (3, 3, 3), (2, 1, 2), ONE, residual=True),
+    _edge("one frame", (1, 16, 1, 9, 11), 24, (3, 1, 1), padding=(1, 0, 0)),
+    _edge("one pixel", (3, 8, 1, 1, 1), 8, (1, 3, 3), padding=(0, 1, 1)),
+    _edge("one channel", (1, 1, 4, 5, 5), 1, (3, 3, 3), padding=ONE),
+    _edge("dilation 2", (1, 12, 3, 9, 8), 20, (1, 3, 3), (1, 2, 2), (0, 2, 2), (1, 2, 2)),
+    _edge("dilation in time", (1, 8, 9, 4, 4), 16, (3, 1, 1), (2, 1, 1), (2, 0, 0), (2, 1, 1)),
+    _edge("even kernel", (1, 6, 4, 6, 5), 8, (2, 2, 4), (1, 2, 1), (1, 0, 2)),
+    _edge("padding beyond the kernel", (1, 8, 2, 3, 3), 8, (1, 3, 3), padding=(2, 4, 4)),
+    _edge("stride beyond the kernel", (1, 8, 7, 9, 9), 70, ONE, (3, 4, 2)),
+    _edge("bare", (2, 10, 2, 5, 5), 65, (1, 3, 3), padding=(0, 1, 1), affine=False, relu=False),
+    _edge("batch 0", (0, 8, 2, 4, 4), 12, (1, 3, 3), padding=(0, 1, 1), residual=True),
+    Case("channel slices", _slices, edge=True),
+    Case("channels first", _channels_first, edge=True),
+    Case("transposed", _transposed, edge=True),
+)
+
+
+def contract(draw: Draw) -> Contract:
+    (x, weight, scale, shift, _), kwargs = _call(
+        draw, (2, 6, 5, 6, 7), 10, (3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1)
+    )
+    base = {"x": x, "weight": weight, "scale": scale, "shift": shift, "residual": None, **kwargs}
+    base |= {"out": None, "channel_offset": 0}
+    buffer = draw.normal(2, 14, 5, 6, 7)
+    each_axis = [(2, 1, 1), (1, 2, 1), (1, 1, 2)]
+    return Contract(
+        base,
+        {
+            "x": [{"x": draw.normal(2, 6, 5, 6, 7)}],
+            "weight": [{"weight": draw.weight(10, 6, 3, 3, 3)}],
+            "scale": [{"scale": None}, {"scale": draw.scale(10)}],
+            "shift": [{"shift": None}, {"shift": draw.shift(10)}],
+            "residual": [{"residual": draw.normal(2, 10, 5, 6, 7)}],
+            "stride": [{"stride": s} for s in each_axis],
+            "padding": [{"padding": p} for p in [(0, 1, 1), (1, 0, 1), (1, 1, 0)]],
+            "dilation": [{"dilation": d} for d in each_axis],
+            "relu": [{"relu": False}],
+            "out": [{"out": buffer}],
+            "channel_offset": [{"out": buffer, "channel_offset": 3}],
+        },
+    )

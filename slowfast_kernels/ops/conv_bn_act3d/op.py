@@ -1,0 +1,73 @@
+"""``slowfast::conv_bn_act3d`` and its in-place form ``slowfast::conv_bn_act3d_out``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ...backends import Provider
+from .._registration import empty_channels_last, register
+from .reference import conv_bn_act3d_reference
+
+
+def output_shape(
+    x: Sequence[int], weight: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> list[int]:
+    """[N, Cout, To, Ho, Wo] of a convolution."""
+    extents = [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(x[2:], weight[2:], stride, padding, dilation, strict=True)
+    ]
+    return [x[0], weight[0], *extents]
+
+
+from . import cpu  # noqa: E402  (it needs output_shape)
+
+ARGUMENTS = (
+    "Tensor x, Tensor weight, Tensor? scale, Tensor? shift, Tensor? residual, "
+    "int[3] stride, int[3] padding, int[3] dilation, bool relu"
+)
+
+
+def _fake(x, weight, scale, shift, residual, stride, padding, dilation, relu):  # type: ignore[no-untyped-def]
+    return empty_channels_last(x, output_shape(x.shape, weight.shape, stride, padding, dilation))
+
+
+def _reference_out(x, weight, scale, shift, residual, stride, padding, dilation, relu, out, channel_offset):  # type: ignore[no-untyped-def]
+    y = conv_bn_act3d_reference(x, weight, scale, shift, residual, stride, padding, dilation, relu)
+    out.narrow(1, channel_offset, weight.shape[0]).copy_(y)
+
+
+def _cpu_out(x, weight, scale, shift, residual, stride, padding, dilation, relu, out, channel_offset):  # type: ignore[no-untyped-def]
+    target = out.narrow(1, channel_offset, weight.shape[0])
+    cpu.run(x, weight, scale, shift, residual, stride, padding, dilation, relu, target)
+
+
+def _refuses_out(x, weight, scale, shift, residual, stride, padding, dilation, relu, out, channel_offset):  # type: ignore[no-untyped-def]
+    if out.dtype != x.dtype:
+        return f"out is {out.dtype} but x is {x.dtype}"
+    if not out.is_contiguous(memory_format=torch.channels_last_3d):
+        return "out is not channels_last_3d"
+    return cpu.refuses(x, weight, scale, shift, residual)
+
+
+OP = register(
+    "conv_bn_act3d",
+    ARGUMENTS,
+    reference=conv_bn_act3d_reference,
+    fake=_fake,
+    providers={"cpu": Provider(cpu.run, cpu.refuses)},
+    autocast=("x", "weight", "residual"),
+)
+
+OP_OUT = register(
+    "conv_bn_act3d_out",
+    f"{ARGUMENTS}, Tensor(a!) out, int channel_offset",
+    "()",
+    reference=_reference_out,
+    fake=lambda *args: None,
+    providers={"cpu": Provider(_cpu_out, _refuses_out)},
+    differentiable=False,
+    mutates=True,
+)

@@ -1,0 +1,3 @@
+from .api import lateral_fusion
+
+__all__ = ["lateral_fusion"]

@@ -1,0 +1,3 @@
+from .api import stem3d
+
+__all__ = ["stem3d"]
