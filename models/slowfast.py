@@ -1,0 +1,200 @@
+"""The SlowFast network and its single-pathway relatives (Slow-only, Fast-only, I3D, C2D).
+
+        Slow clip [N, 3, T, H, W]          Fast clip [N, 3, alpha * T, H, W]
+                  |                                  |
+               stem slow <------ lateral[0] ------ stem fast        beta times the channels,
+               res2 slow <------ lateral[1] ------ res2 fast        alpha times the frames
+               res3 slow <------ lateral[2] ------ res3 fast
+               res4 slow <------ lateral[3] ------ res4 fast
+               res5 slow                           res5 fast
+                  '------------> head <--------------'
+
+Feichtenhofer, Fan, Malik, He: "SlowFast Networks for Video Recognition", ICCV 2019, arXiv:1812.03982.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from slowfast_kernels.models.config import STAGES, ModelConfig, PathwayConfig
+from slowfast_kernels.nn import BasicBlock, Bottleneck, Head, Lateral, RoIHead, Stage, Stem
+
+Clips = Tensor | Sequence[Tensor]
+
+
+class SlowFast(nn.Module):
+    """A network of one or two pathways, as its `ModelConfig` (kept as `config`) describes it.
+
+    Two pathways: `model([slow, fast])` with Slow [N, C, T, H, W] and Fast [N, C, alpha * T, H, W]; one
+    pathway: `model(clip)`. With a detection head, boxes are the second argument: `model([slow, fast], rois)`,
+    rois [K, 5] as clip index, x1, y1, x2, y2 in pixels of the clip. Returns [N, classes], or [K, classes].
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        paths = {name: config.pathway(name) for name in config.pathways}
+        self.stem = nn.ModuleDict({name: _stem(path) for name, path in paths.items()})
+        self.lateral = nn.ModuleList(_laterals(config) if len(paths) == 2 else [])
+        self.res2 = nn.ModuleDict({name: _stage(config, name, 0) for name in paths})
+        self.res3 = nn.ModuleDict({name: _stage(config, name, 1) for name in paths})
+        self.res4 = nn.ModuleDict({name: _stage(config, name, 2) for name in paths})
+        self.res5 = nn.ModuleDict({name: _stage(config, name, 3) for name in paths})
+        self.head = _head(config, sum(path.out_channels(3) for path in paths.values()))
+        initialise(self, zero_init_final_bn=config.zero_init_final_bn)
+
+    def forward(self, clips: Clips, rois: Tensor | None = None) -> Tensor:
+        """Class scores (activated in eval mode, logits in training mode); see the class for the arguments."""
+        features = self.forward_features(clips)
+        if not isinstance(self.head, RoIHead):
+            if rois is not None:
+                raise ValueError(
+                    f"{self.config.name or 'model'}: expected no rois (classification head), got some"
+                )
+            return self.head(features)
+        if rois is None:
+            raise ValueError(
+                f"{self.config.name or 'model'}: expected rois [K, 5] (detection head), got none"
+            )
+        return self.head(features, rois)
+
+    def forward_features(self, clips: Clips) -> list[Tensor]:
+        """Features of res5, [N, C, T, H/32, W/32] for each pathway (H/16 with res5_stride=1)."""
+        x = self._inputs(clips)
+        x = self._fuse(0, {name: self.stem[name](clip) for name, clip in x.items()})
+        x = self._fuse(1, {name: self.res2[name](y) for name, y in x.items()})
+        x = {name: self._pool_frames(name, y) for name, y in x.items()}
+        x = self._fuse(2, {name: self.res3[name](y) for name, y in x.items()})
+        x = self._fuse(3, {name: self.res4[name](y) for name, y in x.items()})
+        return [self.res5[name](y) for name, y in x.items()]
+
+    def _fuse(self, index: int, x: dict[str, Tensor]) -> dict[str, Tensor]:
+        if not self.lateral:
+            return x
+        return {"slow": self.lateral[index](x["slow"], x["fast"]), "fast": x["fast"]}
+
+    def _pool_frames(self, name: str, x: Tensor) -> Tensor:
+        window = self.config.pathway(name).pool_after_res2
+        return x if window == 1 else F.max_pool3d(x, (window, 1, 1))
+
+    def _inputs(self, clips: Clips) -> dict[str, Tensor]:
+        """The clips by pathway, checked. The caller's list is only read."""
+        names, model = self.config.pathways, self.config.name or "model"
+        tensors = [clips] if isinstance(clips, Tensor) else list(clips)
+        if len(tensors) != len(names):
+            raise ValueError(
+                f"{model}: expected {len(names)} clip(s) ({', '.join(names)}), got {len(tensors)}"
+            )
+        for name, clip in zip(names, tensors, strict=True):
+            channels = self.config.pathway(name).in_channels
+            if clip.ndim != 5 or clip.shape[1] != channels:
+                raise ValueError(
+                    f"{model}: expected the {name} clip as [N, {channels}, T, H, W], got {list(clip.shape)}"
+                )
+        if len(tensors) == 2:
+            (n, _, t, h, w), alpha, got = tensors[0].shape, self.config.input.alpha, [*tensors[1].shape]
+            expected = [n, got[1], alpha * t, h, w]
+            if got != expected:
+                raise ValueError(
+                    f"{model}: expected the fast clip as {expected} (alpha={alpha} times the slow clip's {t} "
+                    f"frames), got {got}"
+                )
+        return dict(zip(names, tensors, strict=True))
+
+
+def _stem(path: PathwayConfig) -> Stem:
+    return Stem(
+        path.in_channels,
+        path.width,
+        path.stem_kernel,
+        stride=path.stem_stride,
+        pool_stride=path.stem_pool_stride,
+    )
+
+
+def _widths(path: PathwayConfig) -> list[int]:
+    """Channels after the stem, res2, res3, res4 (and res5): what the next stage and the laterals start
+    from."""
+    return [path.width, *(path.out_channels(i) for i in range(len(STAGES)))]
+
+
+def _laterals(config: ModelConfig) -> list[Lateral]:
+    lateral, alpha = config.lateral, config.input.alpha
+    return [
+        Lateral(
+            channels,
+            alpha,
+            kind=lateral.kind,
+            kernel=lateral.kernel,
+            ratio=lateral.ratio,
+            norm=lateral.norm,
+            relu=lateral.relu,
+        )
+        for channels in _widths(config.pathway("fast"))[:4]
+    ]
+
+
+def _stage(config: ModelConfig, name: str, index: int) -> Stage:
+    """Stage 0..3 (res2..res5) of a pathway; the Slow one also takes in what the lateral connection
+    appended."""
+    path = config.pathway(name)
+    channels = _widths(path)[index]
+    if name == "slow" and config.fast is not None:
+        channels += config.lateral.added_channels(_widths(config.fast)[index], config.input.alpha)
+    return Stage(
+        channels,
+        path.inner_channels(index),
+        path.out_channels(index),
+        path.block_kernels(index),
+        stride=path.strides[index],
+        dilation=path.dilations[index],
+        block=path.block,
+    )
+
+
+def _head(config: ModelConfig, channels: int) -> Head | RoIHead:
+    head = config.head
+    if head.roi is None:
+        return Head(
+            channels,
+            head.classes,
+            semantics=head.semantics,
+            activation=head.activation,
+            pool=head.pool,
+            dropout=head.dropout,
+        )
+    roi = head.roi
+    return RoIHead(
+        channels,
+        head.classes,
+        resolution=roi.resolution,
+        scale=roi.scale,
+        sampling_ratio=roi.sampling_ratio,
+        aligned=roi.aligned,
+        temporal=roi.temporal,
+        semantics=head.semantics,
+        activation=head.activation,
+        dropout=head.dropout,
+    )
+
+
+def initialise(model: nn.Module, *, zero_init_final_bn: bool = True) -> None:
+    """Random weights as the field starts from them (PySlowFast's init_weights, the paper's section 4).
+
+    Convolutions: He et al. 2015, normal with fan-out. Batch norm: identity, or zero after the last
+    convolution of each residual block. Classifier: normal with deviation 0.01, bias 0.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv3d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.BatchNorm3d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.01)
+            nn.init.zeros_(module.bias)
+    if zero_init_final_bn:
+        for module in model.modules():
+            if isinstance(module, Bottleneck | BasicBlock) and module.last.bn is not None:
+                nn.init.zeros_(module.last.bn.weight)
