@@ -1,0 +1,12 @@
+"""Fused kernels for SlowFast video networks behind PyTorch ops.
+
+Start with an op (`slowfast_kernels.ops`), a trainable block (`.nn`), a whole model (`.models.create`), another
+library's weights (`load_checkpoint`) or another library's live model (`accelerate`).
+"""
+
+from . import models, nn, ops
+from .backends import use_backend
+from .freeze import freeze
+
+__version__ = "0.1.0"
+__all__ = ["freeze", "models", "nn", "ops", "use_backend"]

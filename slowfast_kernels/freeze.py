@@ -1,0 +1,176 @@
+"""``freeze``: a model for inference only, with everything decided once."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import backends
+from ._cpu_plan import PackedModel
+from .models.slowfast import SlowFast
+from .nn import RoIHead
+from .ops.conv_bn_act3d.cpu import DTYPES
+from .plan import Instance, Plan
+
+#: Input shapes whose plans a frozen model keeps; the least recently used one is dropped beyond that.
+KEPT_PLANS = 4
+
+
+class Frozen(nn.Module):
+    """Inference form of a model, made by `freeze`; called as the model was.
+
+    Weights are packed and batch norms folded once; memory is planned once per set of input shapes and reused by
+    every call. Several threads may call it at the same time: each call in flight has buffers of its own, which
+    later calls reuse. Training-mode switches have no effect.
+    """
+
+    def __init__(self, model: SlowFast, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config, self.dtype = model.config, dtype
+        self._detects = isinstance(model.head, RoIHead)
+        self._check = model._inputs
+        self._packed = PackedModel(model, dtype)
+        self._plans: OrderedDict[tuple[Any, ...], tuple[Plan, list[Instance]]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def forward(self, clips: Any, rois: torch.Tensor | None = None) -> torch.Tensor:
+        """Class scores, float32: as the model's own forward, without gradients."""
+        with torch.inference_mode():
+            return self._run(self._inputs(clips, rois), None)[0]
+
+    def profile(self, clips: Any, rois: torch.Tensor | None = None, *, runs: int = 5) -> list[dict[str, Any]]:
+        """Time of every kernel call, the median over `runs` runs.
+
+        Returns one dict per call: stage ("res2.slow"), op, seconds, flops, bytes (least traffic of the call).
+        """
+        samples: list[list[float]] = []
+        with torch.inference_mode():
+            inputs = self._inputs(clips, rois)
+            for _ in range(runs + 1):
+                times: list[float] = []
+                _, plan = self._run(inputs, times)
+                samples.append(times)
+        return [
+            {
+                "stage": step.stage,
+                "op": step.op,
+                "seconds": statistics.median(column),
+                "flops": step.flops,
+                "bytes": step.bytes,
+            }
+            for step, column in zip(plan.steps, zip(*samples[1:], strict=True), strict=True)
+        ]
+
+    def workspace_bytes(self) -> int:
+        """Memory that the plans kept now hold, in bytes."""
+        with self._lock:
+            return sum(len(idle) * plan.arena_bytes for plan, idle in self._plans.values())
+
+    def _inputs(self, clips: Any, rois: torch.Tensor | None) -> list[torch.Tensor | None]:
+        tensors = list(self._check(clips).values())
+        if (rois is None) == self._detects:
+            raise ValueError(
+                f"{self.config.name or 'model'}: expected {'rois [K, 5]' if self._detects else 'no rois'}, "
+                f"got {'none' if rois is None else 'some'}"
+            )
+        for name, x in zip(self.config.pathways, tensors, strict=True):
+            if x.device.type != "cpu":
+                raise ValueError(f"{name} clip: expected a CPU tensor (the model was frozen for it), got {x.device}")
+        tensors = [x if x.dtype in DTYPES else x.float() for x in tensors]
+        return [*tensors, rois]
+
+    def _run(self, inputs: list[torch.Tensor | None], times: list[float] | None) -> tuple[torch.Tensor, Plan]:
+        key = tuple(tuple(x.shape) for x in inputs[: len(self.config.pathways)] if x is not None)
+        with self._lock:
+            if key not in self._plans:
+                self._plans[key] = (self._packed.plan(key), [])
+                if len(self._plans) > KEPT_PLANS:
+                    self._plans.popitem(last=False)
+            self._plans.move_to_end(key)
+            plan, idle = self._plans[key]
+            instance = idle.pop() if idle else None
+        instance = instance or Instance(plan)
+        try:
+            return instance.run(inputs, times), plan
+        finally:
+            with self._lock:
+                idle.append(instance)
+
+    def extra_repr(self) -> str:
+        return f"{self.config.name!r}, dtype={self.dtype}"
+
+
+class Folded(nn.Module):
+    """Inference form of a model on the functional ops, for devices and dtypes without packed kernels."""
+
+    def __init__(self, model: SlowFast, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config, self.dtype = model.config, dtype
+        self._backend = backends.current()
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        for module in self.model.modules():
+            if isinstance(module, nn.Conv3d | nn.Linear):
+                module.to(dtype)  # batch norms keep their digits until they are folded
+
+    def forward(self, clips: Any, rois: torch.Tensor | None = None) -> torch.Tensor:
+        """Class scores, float32: as the model's own forward, without gradients."""
+        tensors = [clips] if isinstance(clips, torch.Tensor) else list(clips)
+        tensors = [x.to(self.dtype) for x in tensors]
+        with torch.inference_mode(), backends.use_backend(self._backend):
+            out = self.model(tensors[0] if isinstance(clips, torch.Tensor) else tensors, *([rois] if rois is not None else []))
+        return out.float()
+
+    def profile(self, clips: Any, rois: torch.Tensor | None = None, *, runs: int = 5) -> list[dict[str, Any]]:
+        """Time of the whole call as one entry: there are no separate kernel calls to time."""
+        samples = []
+        for _ in range(runs + 1):
+            start = time.perf_counter()
+            self(clips, rois)
+            samples.append(time.perf_counter() - start)
+        return [{"stage": "model", "op": "model", "seconds": statistics.median(samples[1:]), "flops": 0, "bytes": 0}]
+
+
+def freeze(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """Inference form of a SlowFast-family model: same call, same answers, no gradients.
+
+    Folds batch norms into the convolutions, packs the weights for the kernels once, plans all buffers once per
+    input shape, and writes laterals straight into the Slow pathway's buffers.
+
+    Args:
+        model: a model of `slowfast_kernels.models` (for other libraries' models see `accelerate`). It is not
+            changed, and later changes of its weights are not seen.
+        dtype: storage dtype of weights and activations, torch.float32 or torch.bfloat16 for the C++ CPU kernels;
+            None keeps the model's. Sums and the classifier are float32 in any case.
+
+    Returns:
+        A module with the model's call signature, returning float32 scores as the model in eval mode does.
+
+    Raises:
+        TypeError: the model is not one of `slowfast_kernels.models`.
+        RuntimeError: a backend asked for by `use_backend` cannot run it.
+    """
+    if not isinstance(model, SlowFast):
+        raise TypeError(
+            f"freeze: expected a model of slowfast_kernels.models, got {type(model).__name__}; "
+            "for a PySlowFast or pytorchvideo model use slowfast_kernels.accelerate"
+        )
+    dtype = dtype or next(model.parameters()).dtype
+    device = next(model.parameters()).device.type
+    asked = backends.current()
+    reason: str | Sequence[str] | None = backends.unavailable("cpu")
+    if device != "cpu":
+        reason = f"the model is on {device}"
+    elif dtype not in DTYPES:
+        reason = f"dtype is {dtype}, the C++ kernels take float32 and bfloat16"
+    if asked == "cpu" and reason:
+        raise RuntimeError(f"freeze: backend 'cpu' was asked for but {reason}")
+    with torch.no_grad():
+        return Frozen(model, dtype) if asked in ("auto", "cpu") and reason is None else Folded(model, dtype)
