@@ -13,6 +13,7 @@ from . import nn as blocks
 from .models.slowfast import SlowFast
 from .ops.bottleneck3d import cpu as block_cpu
 from .ops.conv_bn_act3d import cpu as conv_cpu
+from .ops.conv_bn_act3d import winograd
 from .ops.conv_bn_act3d.op import output_shape
 from .ops.lateral_fusion import cpu as lateral_cpu
 from .ops.stem3d import cpu as stem_cpu
@@ -47,7 +48,13 @@ class PackedConv:
         weight2, scale2, shift2 = None, None, None
         if shortcut:
             weight2, (scale2, shift2) = shortcut.conv.weight, shortcut.folded()
-        self.packed = conv_cpu.pack(c.weight.detach(), scale, weight2, scale2, dtype=dtype)
+        self.winograd = shortcut is None and winograd.pays(
+            c.weight.shape, self.stride, self.padding, self.dilation, dtype
+        )
+        if self.winograd:
+            self.packed = winograd.pack(c.weight, scale)
+        else:
+            self.packed = conv_cpu.pack(c.weight.detach(), scale, weight2, scale2, dtype=dtype)
         self.shift = block_cpu.sum_shifts(shift, shift2, self.cout)
 
     def out_shape(self, x: Sequence[int]) -> list[int]:
@@ -66,6 +73,13 @@ class PackedConv:
         """Append the call that writes `out`."""
         pixels = numel(out.shape) // self.cout
         flops = 2 * pixels * self.cout * (self.cin * numel(self.kernel) + (self.shortcut_cin if second else 0))
+        if self.winograd:
+            spatial = self.kernel[0] == 1
+            workspace = plan.buffer([winograd.workspace_numel(x.shape, spatial)], torch.float32)
+            run = torch.ops.slowfast._winograd_run_cpu.default
+            args = (x, self.packed, self.shift, residual, spatial, self.relu, workspace, out)
+            plan.add(stage, name, run, args, flops, nbytes(x, residual, out) + self.packed.numel())
+            return
         plan.add(
             stage,
             name,
@@ -134,7 +148,8 @@ class PackedStem:
         self.stride = [stem.conv.stride[0] * stem.pool_stride, *stem.conv.stride[1:]]
         self.relu = stem.relu
         scale, shift = stem.folded()
-        self.packed = stem_cpu.pack(w, scale, dtype=dtype)
+        self.packed = stem_cpu.pack(w, scale, self.stride, dtype=dtype)
+        self.planar = stem_cpu.planar(self.weight_shape, self.stride)
         self.shift = block_cpu.zeros_for(shift, w.shape[0])
 
     def out_shape(self, x: Sequence[int]) -> list[int]:
@@ -142,12 +157,13 @@ class PackedStem:
 
     def add(self, plan: Plan, stage: str, index: int, clip: Sequence[int], out: View) -> None:
         conv = stem_cpu.output_shape(clip, self.weight_shape, self.stride, False)
-        padded = plan.buffer([stem_cpu.padded_numel(clip, self.kernel)], out.dtype)
+        padded = plan.buffer([stem_cpu.padded_numel(clip, self.weight_shape, self.stride)], out.dtype)
         plan.add(
             stage,
             "stem3d",
             torch.ops.slowfast._stem_run_cpu.default,
-            (Input(index), self.packed, self.shift, self.kernel, self.stride, self.relu, True, padded, out),
+            (Input(index), self.packed, self.shift, self.kernel, self.stride, self.relu, True,
+             self.planar, padded, out),
             2 * numel(conv) * numel(self.weight_shape[1:]),
             numel(clip) * 4 + nbytes(out) + self.packed.numel(),
         )

@@ -52,6 +52,23 @@ struct BlockArgs {
     int64_t ho, wo;
 };
 
+// 3x1x1 (F(4, 3) along time) or 1x3x3 (F(4x4, 3x3)) convolution, stride 1, "same" padding, float32.
+struct WinogradArgs {
+    bool spatial;
+    const char* x;
+    int64_t x_stride[4];  // n, t, h, w in bytes
+    int64_t n, t, h, w, cin, cout;
+    int64_t tiles_t, tiles_h, tiles_w;  // tiles of 4 outputs along each axis
+    float* v;                           // transformed input: planes of [rows][cin]
+    int64_t v_plane;                    // floats from plane to plane
+    const char* packed;                 // transformed weights, one tap per plane
+    const float* shift;
+    const char* residual;
+    int64_t residual_stride, out_stride;  // bytes per pixel
+    char* out;
+    bool relu;
+};
+
 // Convolution with few input channels (a video's 3) over a padded copy of the input, then ReLU and max-pool.
 struct StemArgs {
     DType dtype;
@@ -132,6 +149,13 @@ struct KernelTable {
     void (*stem_item)(const StemArgs&, int64_t n, int64_t t, int64_t h0, int64_t h1, char* scratch);
     int64_t (*stem_scratch)(const StemArgs&);
     void (*pad_item)(const PadArgs&, int64_t n, int64_t t);
+    // The same with pixels as lanes, for few channels: wp is the length of the even and of the odd columns' line.
+    void (*stem_planar_item)(const StemArgs&, int64_t n, int64_t t, int64_t h0, int64_t h1, char* scratch);
+    int64_t (*stem_planar_scratch)(const StemArgs&);
+    void (*stem_planar_layout)(const PadArgs&, int64_t n, int64_t t);
+    // Transform of rows [r0, r1) of tiles; then their sums for one panel and the way back.
+    void (*winograd_input_item)(const WinogradArgs&, int64_t r0, int64_t r1);
+    void (*winograd_gemm_item)(const WinogradArgs&, int64_t r0, int64_t r1, int64_t panel, char* scratch);
     // Rows [h0, h1) of frame (n, t).
     void (*pack_item)(const PackArgs&, int64_t n, int64_t t, int64_t h0, int64_t h1);
     // Channels [c0, c1) of clip n; scratch holds a row of the map of so many channels in float.

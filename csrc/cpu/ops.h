@@ -14,13 +14,19 @@ void conv_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, std::opt
                   std::optional<Tensor> x2, Ints kernel, Ints stride, Ints padding, Ints dilation, Ints stride2,
                   bool relu, Tensor out);
 
+// out = [relu](conv(x) + shift + residual) for 1x3x3 (`spatial`) or 3x1x1 kernels of stride 1 by Winograd; `packed`
+// holds the transformed weights as 36 or 6 taps, `workspace` the transformed input.
+void winograd_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, std::optional<Tensor> residual,
+                      bool spatial, bool relu, Tensor workspace, Tensor out);
+
 // A residual block with packed weights in one pass; packed_c holds the shortcut as second source if `shortcut`.
 void block_run_cpu(Tensor x, Tensor packed_a, Tensor shift_a, Tensor packed_b, Tensor shift_b, Tensor packed_c,
                    Tensor shift_c, int64_t kernel_t, int64_t stride, int64_t dilation, bool shortcut, Tensor out);
 
-// Stem convolution + shift + ReLU (+ max-pool); `padded` is workspace for the padded clip.
+// Stem convolution + shift + ReLU (+ max-pool); `padded` is workspace for the padded clip. `planar`: pixels as
+// vector lanes, for few output channels (the weights are packed differently).
 void stem_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, Ints kernel, Ints stride, bool relu,
-                  bool pool, Tensor padded, Tensor out);
+                  bool pool, bool planar, Tensor padded, Tensor out);
 
 // uint8 frames [N, T, H, W, 3] of any strides into both clips; fast_input 0 rgb, 1 gray, 2 time_diff.
 void pack_run_cpu(Tensor frames, Tensor slow_index, std::vector<double> mean, std::vector<double> std,

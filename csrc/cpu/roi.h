@@ -1,8 +1,9 @@
 // What the RoI kernels take. Plain structs, compiled for every instruction set.
 //
-// The host lists, for every bin of every axis of every box, the cells its samples touch with their weights (the
-// mean over the bin's samples is in the weights). Bin b of a box is then the sum over the product of its axes'
-// taps. A cell that a sample touches with weight 0 is listed: its NaN counts; a cell between two far samples is not.
+// The host lists, for every bin of every axis of every box, the cells its samples touch with their weights
+// (the mean over the bin's samples is in the weights). Bin b of a box is then the sum over the product of its
+// axes' taps. A cell that a sample touches with weight 0 is listed: its NaN counts; a cell between two far
+// samples is not.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -14,8 +15,8 @@ struct RoiTap {
     float weight;
 };
 
-// Taps of all boxes: bin i of box b is taps[first[b * bins + i]] up to taps[first[b * bins + i + 1]], the bins of
-// a box in the order time (volume only), y, x.
+// Taps of all boxes: bin i of box b is taps[first[b * bins + i]] up to taps[first[b * bins + i + 1]], the
+// bins of a box in the order time (volume only), y, x.
 struct RoiTaps {
     const int64_t* first;
     const RoiTap* taps;
@@ -27,14 +28,15 @@ struct RoiAlignArgs {
     char* x;              // the maps; written by the backward
     int64_t x_stride[4];  // n, t, h, w in bytes
     int64_t t, h, w, channels;
-    char* y;                     // [roi][bt][bh][bw][channels], contiguous; read by the backward
-    int64_t bt, bh, bw;          // bins; frame and tube have one per frame
-    bool tube;                   // box of (roi, frame) = roi * t + frame, else box = roi
-    bool volume;                 // time has taps
+    char* y;             // [roi][bt][bh][bw][channels], contiguous; read by the backward
+    int64_t bt, bh, bw;  // bins; frame and tube have one per frame
+    bool tube;           // box of (roi, frame) = roi * t + frame, else box = roi
+    bool volume;         // time has taps
     RoiTaps boxes;
-    const int64_t* clip;         // of every box
+    const int64_t* clip;           // of every box
     const unsigned char* invalid;  // of every box: 1 = not finite, all NaN
-    // Backward: boxes of group g (clip, or clip * t + frame for tubes), in order: order[group[g]..group[g + 1]).
+    // Backward: boxes of group g (clip, or clip * t + frame for tubes), in order: order[group[g]..group[g +
+    // 1]).
     const int64_t *group, *order;
 };
 
@@ -58,8 +60,8 @@ struct RoiHeadArgs {
     const unsigned char* invalid;
     const int64_t* order;  // boxes of this clip
     int64_t count;
-    char* y;              // [roi][y_channels] (backward: its gradient)
-    int32_t* arg;         // [roi][y_channels]: bin of the maximum, -1 where the box is not finite
+    char* y;       // [roi][y_channels] (backward: its gradient)
+    int32_t* arg;  // [roi][y_channels]: bin of the maximum, -1 where the box is not finite
     int64_t y_channels;
     const char* features;  // backward of max over time: the clip's maps, strided as path[0].x
     int64_t features_stride[3];

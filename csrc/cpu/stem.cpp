@@ -6,7 +6,7 @@
 namespace slowfast {
 
 void stem_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, Ints kernel, Ints stride, bool relu,
-                  bool pool, Tensor padded, Tensor out) {
+                  bool pool, bool planar, Tensor padded, Tensor out) {
     STD_TORCH_CHECK(x.dim() == 5 && out.dim() == 5, "x, out: expected 5 dimensions (N, C, T, H, W)");
     STD_TORCH_CHECK(kernel.size() == 3 && stride.size() == 3, "expected three values each for kernel and stride");
     StemArgs a{};
@@ -35,12 +35,21 @@ void stem_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, Ints ker
     a.wo = pool ? (a.wc - 1) / 2 + 1 : a.wc;
     STD_TORCH_CHECK(out.size(0) == a.n && out.size(2) == a.to && out.size(3) == a.ho && out.size(4) == a.wo,
                     "out: extent does not follow from the input's");
-    int64_t need = 0;
-    for (int64_t p = 0; p < panel_count(a.channels); ++p)
-        need += kernel[0] * kernel[1] *
-                panel_tap_bytes(panel_shape(a.channels, p), kernel[2] * a.cin, static_cast<int>(e));
+    int64_t need = 0, columns = a.wp;
+    if (planar) {
+        STD_TORCH_CHECK(stride[2] == 2 && a.channels <= 32 && kernel[0] * kernel[1] * a.cin <= 1024,
+                        "planar stem: expected a stride of 2 in width, at most 32 channels and 1024 lines");
+        const int64_t units = (kernel[2] * e + 3) / 4;
+        a.wp = (a.wc + 15) / 16 * 16 + kernel[2] / 2 + 1;
+        columns = a.wp * 2;
+        need = kernel[0] * kernel[1] * a.cin * units * ((a.channels + 7) / 8) * 32;
+    } else {
+        for (int64_t p = 0; p < panel_count(a.channels); ++p)
+            need += kernel[0] * kernel[1] *
+                    panel_tap_bytes(panel_shape(a.channels, p), kernel[2] * a.cin, static_cast<int>(e));
+    }
     STD_TORCH_CHECK(packed.numel() == need, "packed: expected ", need, " bytes, got ", packed.numel());
-    const int64_t padded_bytes = a.n * a.t * a.hp * a.wp * a.cin * e;
+    const int64_t padded_bytes = a.n * a.t * a.hp * columns * a.cin * e;
     STD_TORCH_CHECK(padded.numel() * static_cast<int64_t>(padded.element_size()) >= padded_bytes && padded.is_contiguous(),
                     "padded: expected ", padded_bytes, " contiguous bytes of workspace");
     if (out.numel() == 0) return;
@@ -68,16 +77,17 @@ void stem_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, Ints ker
     p.wp = a.wp;
     p.out = data_of(padded);
     const KernelTable& k = kernels();
-    for_each_item(a.n * a.t, [&](int64_t i) { k.pad_item(p, i / a.t, i % a.t); });
+    const auto lay_out = planar ? k.stem_planar_layout : k.pad_item;
+    const auto run = planar ? k.stem_planar_item : k.stem_item;
+    for_each_item(a.n * a.t, [&](int64_t i) { lay_out(p, i / a.t, i % a.t); });
 
-    const int64_t scratch = k.stem_scratch(a);
+    const int64_t scratch = planar ? k.stem_planar_scratch(a) : k.stem_scratch(a);
     const int64_t frames = a.n * a.to;
     // Rows are cut in four: a cut computes one convolution row again, four of them keep the threads level.
     const int64_t cuts = a.ho < 4 ? 1 : 4;
     for_each_item(frames * cuts, [&](int64_t item) {
         const int64_t frame = item / cuts, cut = item % cuts;
-        k.stem_item(a, frame / a.to, frame % a.to, a.ho * cut / cuts, a.ho * (cut + 1) / cuts,
-                    thread_scratch(scratch));
+        run(a, frame / a.to, frame % a.to, a.ho * cut / cuts, a.ho * (cut + 1) / cuts, thread_scratch(scratch));
     });
 }
 

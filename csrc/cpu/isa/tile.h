@@ -97,9 +97,12 @@ SF_INLINE const char* accumulate(V (&acc)[MR][NV], const Run<Rows>& run, const c
         for (int r = 0; r < MR; ++r) a[r] += run.k0;
         for (int64_t k = 0; k < steps; ++k) {
             V bv[NV];
+#pragma GCC unroll 4
             for (int j = 0; j < NV; ++j) bv[j] = load(reinterpret_cast<const float*>(b + k * kStepBytes + j * 64));
+#pragma GCC unroll 8
             for (int r = 0; r < MR; ++r) {
                 V av = PAIR ? bcast64(a[r] + k * 8) : bcast32(a[r] + k * 4);
+#pragma GCC unroll 4
                 for (int j = 0; j < NV; ++j) acc[r][j] = dot<T>(acc[r][j], av, bv[j]);
             }
         }
@@ -118,26 +121,47 @@ SF_INLINE const char* accumulate(V (&acc)[MR][NV], const Run<Rows>& run, const c
     return b;
 }
 
+// One vector of every row: `n` of its lanes are channels. FULL: all of them.
+template <class T, int MR, int NV, bool PAIR, bool FULL>
+SF_INLINE void finish_column(V (&acc)[MR][NV], const Finish& f, int j, int c, int n) {
+    const V shift = !f.shift ? zero() : FULL ? load(f.shift + c) : load_n(f.shift + c, n);
+#pragma GCC unroll 8
+    for (int r = 0; r < MR; ++r) {
+        V v = acc[r][j];
+        if (f.partial_in) v = add(v, load(f.partial_in + r * f.partial_ld + c));
+        if (PAIR) v = fold_pairs(v);
+        v = add(v, shift);
+        if (f.residual) {
+            const T* q = reinterpret_cast<const T*>(f.residual + r * f.residual_stride) + c;
+            v = add(v, FULL ? load(q) : load_n(q, n));
+        }
+        if (f.relu) v = relu(v);
+        T* o = reinterpret_cast<T*>(f.out + r * f.out_stride) + c;
+        FULL ? store(o, v) : store_n(o, v, n);
+    }
+}
+
+// Loops are unrolled whole: a loop over the accumulators would put them into memory.
 template <class T, int MR, int NV, bool PAIR>
 SF_INLINE void finish(V (&acc)[MR][NV], const Finish& f, int first) {
     // `first`: the panel's channel that acc[.][0] starts at
-    for (int r = 0; r < MR; ++r) {
-        for (int j = 0; j < NV; ++j) {
-            const int c = first + j * kLanes;
-            V v = acc[r][j];
-            if (f.partial_in) v = add(v, load(f.partial_in + r * f.partial_ld + c));
-            if (f.partial_out) {
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) {
+        const int c = first + j * kLanes;
+        if (f.partial_out) {
+#pragma GCC unroll 8
+            for (int r = 0; r < MR; ++r) {
+                V v = acc[r][j];
+                if (f.partial_in) v = add(v, load(f.partial_in + r * f.partial_ld + c));
                 store(f.partial_out + r * f.partial_ld + c, v);
-                continue;
             }
-            if (PAIR) v = fold_pairs(v);
-            const int n = f.channels - c;
-            if (n <= 0) continue;
-            if (f.shift) v = add(v, load_any(f.shift + c, n));
-            if (f.residual) v = add(v, load_any(reinterpret_cast<const T*>(f.residual + r * f.residual_stride) + c, n));
-            if (f.relu) v = relu(v);
-            store_any(reinterpret_cast<T*>(f.out + r * f.out_stride) + c, v, n);
+            continue;
         }
+        const int n = f.channels - c;
+        if (!PAIR && n >= kLanes)
+            finish_column<T, MR, NV, PAIR, true>(acc, f, j, c, n);
+        else if (n > 0)
+            finish_column<T, MR, NV, PAIR, false>(acc, f, j, c, n);
     }
 }
 
@@ -153,7 +177,9 @@ SF_INLINE void tile(const Run<RowsA>& first, const Run<RowsB>* second, const cha
     constexpr int NV = PANEL < kTileVectors ? PANEL : kTileVectors;
     for (int j = 0; j < PANEL; j += NV) {
         V acc[MR][NV];
+#pragma GCC unroll 8
         for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 4
             for (int i = 0; i < NV; ++i) acc[r][i] = zero();
         const char* p = accumulate<T, MR, NV, PANEL, PAIR>(acc, first, b + j * 64);
         if (second) accumulate<T, MR, NV, PANEL, PAIR>(acc, *second, p);

@@ -110,6 +110,19 @@ inline __attribute__((always_inline)) V dot<bf16>(V acc, V a, V b) {
                             _mm512_castsi512_ps(_mm512_and_si512(bi, high)), lo)};
 #endif
 }
+// The lower 16 bits of every lane, the upper ones zero.
+SF_INLINE V low_halves(V a) {
+    return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(0xffff)))};
+}
+// Even and odd elements of the 32 values a, b.
+SF_INLINE V evens(V a, V b) {
+    const __m512i i = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    return {_mm512_permutex2var_ps(a.v, i, b.v)};
+}
+SF_INLINE V odds(V a, V b) {
+    const __m512i i = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    return {_mm512_permutex2var_ps(a.v, i, b.v)};
+}
 // Lanes 2j and 2j+1 added into lane j, j < 8; the upper half is undefined.
 SF_INLINE V fold_pairs(V a) {
     __m512 s = _mm512_add_ps(a.v, _mm512_permute_ps(a.v, 0xb1));
@@ -236,6 +249,16 @@ template <>
 inline __attribute__((always_inline)) V dot<bf16>(V acc, V a, V b) {
     return {dot8(acc.lo, a.lo, b.lo), dot8(acc.hi, a.hi, b.hi)};
 }
+SF_INLINE V low_halves(V a) {
+    const __m256 mask = _mm256_castsi256_ps(_mm256_set1_epi32(0xffff));
+    return {_mm256_and_ps(a.lo, mask), _mm256_and_ps(a.hi, mask)};
+}
+template <int PICK>
+SF_INLINE __m256 pick8(__m256 a, __m256 b) {
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(_mm256_shuffle_ps(a, b, PICK)), 0xd8));
+}
+SF_INLINE V evens(V a, V b) { return {pick8<0x88>(a.lo, a.hi), pick8<0x88>(b.lo, b.hi)}; }
+SF_INLINE V odds(V a, V b) { return {pick8<0xdd>(a.lo, a.hi), pick8<0xdd>(b.lo, b.hi)}; }
 SF_INLINE V fold_pairs(V a) {
     __m256 h = _mm256_hadd_ps(a.lo, a.hi);
     h = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(h), 0xd8));
