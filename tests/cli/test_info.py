@@ -1,0 +1,87 @@
+"""``slowfast-kernels info`` and the command's own manners."""
+
+import json
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+import slowfast_kernels
+from slowfast_kernels import backends, models
+from slowfast_kernels.cli import COMMANDS, info
+
+
+def test_info_names_versions_providers_and_models(command):
+    got = command("info")
+    assert got.status == 0 and got.err == ""
+    assert torch.__version__ in got.out and slowfast_kernels.__version__ in got.out
+    for name in backends.NAMES:
+        assert name in got.out
+    for name in models.names():
+        assert name in got.out
+
+
+def test_info_says_why_a_provider_is_not_there(command, monkeypatch):
+    reason = "no compiler was found when it was built"
+    real = backends.unavailable
+    monkeypatch.setattr(backends, "unavailable", lambda name: reason if name == "cpu" else real(name))
+    got = command("info")
+    assert f"not available: {reason}" in got.out
+    assert "warning: CPU calls run on the plain PyTorch reference" in got.out
+
+
+def test_info_as_json(command):
+    document = json.loads(command("info", "--json").out)
+    assert document["environment"]["threads"] == torch.get_num_threads()
+    assert document["providers"]["reference"] == {"available": True, "reason": None}
+    for name in backends.NAMES[1:]:
+        assert document["providers"][name]["available"] == (backends.unavailable(name) is None)
+    assert document["isa"]["used"] == backends.cpu_isa()
+    assert document["models"] == models.names()
+
+
+def test_ceilings_that_cannot_be_measured_are_explained(command, monkeypatch):
+    monkeypatch.setattr(info, "measured_ceilings", lambda threads: (None, "the probe is not built"))
+    got = command("info", "--ceilings")
+    assert got.status == 0 and "not measured: the probe is not built" in got.out
+
+
+def test_bench_hands_its_words_on(command, monkeypatch):
+    seen = []
+    bench = ModuleType("slowfast_kernels.bench")
+    bench.main = lambda words: seen.append(words) or 0
+    monkeypatch.setitem(sys.modules, "slowfast_kernels.bench", bench)
+    monkeypatch.setattr(slowfast_kernels, "bench", bench, raising=False)
+    assert command("bench", "ops", "--peers", "eager", "--help").status == 0
+    assert seen == [["ops", "--peers", "eager", "--help"]]
+
+
+@pytest.mark.parametrize("name", ["run", "info", "convert"])
+def test_help_teaches_by_example(command, name):
+    got = command(name, "--help")
+    assert got.status == 0
+    assert f"slowfast-kernels {name}" in got.out and "examples:" in got.out
+
+
+def test_help_lists_the_commands(command):
+    got = command("--help")
+    assert got.status == 0 and all(name in got.out for name in COMMANDS)
+
+
+def test_version(command):
+    assert command("--version").out.strip() == slowfast_kernels.__version__
+
+
+@pytest.mark.parametrize("words", [[], ["nonsense"], ["run"], ["convert", "a", "b"], ["info", "--what"]])
+def test_wrong_words_are_one_line(command, words):
+    got = command(*words)
+    assert got.status == 2 and got.out == ""
+    assert len(got.err.splitlines()) == 1 and "error:" in got.err
+
+
+def test_convert_names_a_missing_file(command, tmp_path):
+    got = command("convert", tmp_path / "in.pyth", tmp_path / "out.pyth", "--to", "pytorchvideo")
+    assert got.status == 2
+    (line,) = got.errors
+    assert f"{tmp_path / 'in.pyth'}: no such file" in line
