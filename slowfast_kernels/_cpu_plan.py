@@ -326,5 +326,7 @@ class PackedHead:
         )
 
     def _run(self, slow: torch.Tensor, fast: torch.Tensor | None, rois: torch.Tensor | None) -> torch.Tensor:
-        features = [f.float() for f in (slow, fast) if f is not None]
-        return self.head(features, rois) if isinstance(self.head, blocks.RoIHead) else self.head(features)
+        features = [f for f in (slow, fast) if f is not None]
+        if isinstance(self.head, blocks.Head):
+            return self.head(features)  # the op takes features and float32 weights of different dtypes
+        return self.head([f.float() for f in features], rois)

@@ -79,8 +79,8 @@ def register(
     providers:      the other providers by name.
     autocast:       names of the floating-point tensor arguments that autocast converts.
     differentiable: gradients by re-running the reference (op ``<name>_bwd``); False registers none.
-    backward:       (setup_context, backward) of ``torch.library.register_autograd``: a gradient of the op's own
-                    in place of the reference's, usually a call of an op ``<name>_bwd``.
+    backward:       (setup_context, backward) of ``torch.library.register_autograd``: a gradient of the op's
+                    own in place of the reference's, usually a call of an op ``<name>_bwd``.
     mutates:        the op writes into an argument and returns nothing.
     """
     schema = f"{name}({arguments}) -> {returns}"
@@ -149,14 +149,20 @@ def _register_gradient(op: Op, arguments: str) -> None:
 
     def run(*args: Any) -> list[torch.Tensor]:
         grad, *inputs, needs = args
-        with torch.enable_grad():
+        # A dispatch mode around the backward (a FLOP counter, say) has the autograd keys excluded here.
+        key, include = torch._C.DispatchKey, torch._C._SetExcludeDispatchKeyGuard
+        with (
+            include(key.AutogradFunctionality, False),
+            include(key.ADInplaceOrView, False),
+            torch.enable_grad(),
+        ):
             live = [
                 v.detach().requires_grad_(need) if isinstance(v, torch.Tensor) else v
                 for v, need in zip(inputs, needs, strict=True)
             ]
             out = op.reference(*live)
-        wanted = [v for v, need in zip(live, needs, strict=True) if need]
-        grads = torch.autograd.grad(out, wanted, grad.to(out.dtype), allow_unused=True)
+            wanted = [v for v, need in zip(live, needs, strict=True) if need]
+            grads = torch.autograd.grad(out, wanted, grad.to(out.dtype), allow_unused=True)
         return [
             torch.zeros_like(v) if g is None else torch.empty_like(v).copy_(g)
             for v, g in zip(wanted, grads, strict=True)

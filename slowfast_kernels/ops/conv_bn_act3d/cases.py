@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
+
+import torch
 
 from .. import _shapes
 from .._cases import Args, Case, Contract, Draw
@@ -109,21 +112,26 @@ def contract(draw: Draw) -> Contract:
     )
     base = {"x": x, "weight": weight, "scale": scale, "shift": shift, "residual": None, **kwargs}
     base |= {"out": None, "channel_offset": 0}
-    buffer = draw.normal(2, 14, 5, 6, 7)
     each_axis = [(2, 1, 1), (1, 2, 1), (1, 1, 2)]
-    return Contract(
-        base,
-        {
-            "x": [{"x": draw.normal(2, 6, 5, 6, 7)}],
-            "weight": [{"weight": draw.weight(10, 6, 3, 3, 3)}],
-            "scale": [{"scale": None}, {"scale": draw.scale(10)}],
-            "shift": [{"shift": None}, {"shift": draw.shift(10)}],
-            "residual": [{"residual": draw.normal(2, 10, 5, 6, 7)}],
-            "stride": [{"stride": s} for s in each_axis],
-            "padding": [{"padding": p} for p in [(0, 1, 1), (1, 0, 1), (1, 1, 0)]],
-            "dilation": [{"dilation": d} for d in each_axis],
-            "relu": [{"relu": False}],
-            "out": [{"out": buffer}],
-            "channel_offset": [{"out": buffer, "channel_offset": 3}],
-        },
-    )
+    changes: dict[str, list[dict[str, Any]]] = {
+        "x": [{"x": draw.normal(2, 6, 5, 6, 7)}],
+        "weight": [{"weight": draw.weight(10, 6, 3, 3, 3)}],
+        "scale": [{"scale": None}, {"scale": draw.scale(10)}],
+        "shift": [{"shift": None}, {"shift": draw.shift(10)}],
+        "residual": [{"residual": draw.normal(2, 10, 5, 6, 7)}],
+        "stride": [{"stride": s} for s in each_axis],
+        "padding": [{"padding": p} for p in [(0, 1, 1), (1, 0, 1), (1, 1, 0)]],
+        "dilation": [{"dilation": d} for d in each_axis],
+        "relu": [{"relu": False}],
+    }
+
+    def buffer(change: dict[str, Any]) -> torch.Tensor:
+        stride, padding, dilation = ((base | change)[k] for k in ("stride", "padding", "dilation"))
+        n, _, *extents = output_shape(x.shape, weight.shape, stride, padding, dilation)
+        return draw.normal(n, 14, *extents)
+
+    # every change again with the result going into a buffer, which is another entry of the library
+    into = [{}, *(change for several in changes.values() for change in several)]
+    changes["out"] = [{**change, "out": buffer(change)} for change in into]
+    changes["channel_offset"] = [{"out": buffer({}), "channel_offset": offset} for offset in (1, 4)]
+    return Contract(base, changes)

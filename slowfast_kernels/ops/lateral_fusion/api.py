@@ -55,6 +55,8 @@ def lateral_fusion(
         raise ValueError(f"kind: expected one of {(*KINDS, 'none')}, got {kind!r}")
     check_clip(slow, "slow")
     check_clip(fast, "fast")
+    if alpha < 1:
+        raise ValueError(f"alpha: expected at least 1, got {alpha}")
     n, cs, t, h, w = slow.shape
     if (fast.shape[0], *fast.shape[2:]) != (n, alpha * t, h, w):
         raise ValueError(

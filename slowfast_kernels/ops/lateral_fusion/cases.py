@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
 from .. import _shapes
 from .._cases import Args, Case, Contract, Draw
+from .cpu import lateral_channels
 
 
 def _call(
@@ -93,7 +94,7 @@ CASES = (
 
 def contract(draw: Draw) -> Contract:
     (slow, fast, weight, scale, shift), kwargs = _call(draw, (2, 12, 2, 5, 4), 6, 10, 3, alpha=2)
-    base = {
+    base: dict[str, Any] = {
         "slow": slow,
         "fast": fast,
         "weight": weight,
@@ -103,38 +104,28 @@ def contract(draw: Draw) -> Contract:
         "out": None,
     }
 
-    def kind(name: str) -> dict[str, object]:
+    def kind(name: str) -> dict[str, Any]:
         return {"kind": name, "weight": None, "scale": None, "shift": None}
 
-    def buffer() -> dict[str, torch.Tensor]:
-        out = draw.normal(2, 22, 2, 5, 4)
-        return {"out": out, "slow": out[:, :12]}
+    changes: dict[str, list[dict[str, Any]]] = {
+        "slow": [{"slow": draw.normal(2, 12, 2, 5, 4)}],
+        "fast": [{"fast": draw.normal(2, 6, 4, 5, 4)}],
+        "weight": [{"weight": draw.weight(10, 6, 3, 1, 1)}, {"weight": draw.weight(10, 6, 5, 1, 1)}],
+        "scale": [{"scale": None}, {"scale": draw.scale(10)}],
+        "shift": [{"shift": None}, {"shift": draw.shift(10)}],
+        "alpha": [{"alpha": 1, "fast": fast[:, :, :2]}, {"alpha": 4, "fast": draw.normal(2, 6, 8, 5, 4)}],
+        "kind": [kind("time_to_channel_concat"), kind("time_to_channel_sum"), kind("time_sample")],
+        "relu": [{"relu": False}],
+    }
 
-    return Contract(
-        base,
-        {
-            "slow": [{"slow": draw.normal(2, 12, 2, 5, 4)}],
-            "fast": [{"fast": draw.normal(2, 6, 4, 5, 4)}],
-            "weight": [{"weight": draw.weight(10, 6, 3, 1, 1)}, {"weight": draw.weight(10, 6, 5, 1, 1)}],
-            "scale": [{"scale": None}, {"scale": draw.scale(10)}],
-            "shift": [{"shift": None}, {"shift": draw.shift(10)}],
-            "alpha": [{"alpha": 1, "fast": fast[:, :, :2]}, {"alpha": 4, "fast": draw.normal(2, 6, 8, 5, 4)}],
-            "kind": [
-                kind("time_to_channel_concat"),
-                kind("time_to_channel_sum"),
-                kind("time_sample"),
-                kind("none"),
-            ],
-            "relu": [{"relu": False}],
-            "out": [
-                buffer(),
-                buffer() | {"fast": draw.normal(2, 6, 4, 5, 4)},
-                buffer() | {"weight": draw.weight(10, 6, 3, 1, 1)},
-                buffer() | {"scale": draw.scale(10)},
-                buffer() | {"shift": draw.shift(10)},
-                buffer() | {"relu": False},
-                buffer() | {"alpha": 4, "fast": draw.normal(2, 6, 8, 5, 4)},
-                buffer() | kind("time_to_channel_concat") | {"fast": draw.normal(2, 5, 4, 5, 4)},
-            ],
-        },
-    )
+    def into_buffer(change: dict[str, Any]) -> dict[str, Any]:
+        new = base | change
+        n, channels, *extents = new["slow"].shape
+        extra = lateral_channels(new["fast"].shape[1], new["weight"], new["alpha"], new["kind"])
+        out = draw.normal(n, channels + extra, *extents)
+        return {**change, "out": out, "slow": out[:, :channels]}
+
+    # every change again with the result going into a buffer, which is another entry of the library
+    changes["out"] = [into_buffer(change) for several in [[{}], *changes.values()] for change in several]
+    changes["kind"].append(kind("none"))
+    return Contract(base, changes)

@@ -23,7 +23,7 @@ def cost(
     """FLOPs of the convolution (of the additions, for the sum).
 
     Bytes: the fast clip (sampling reads one frame of alpha), the weights, the lateral's channels of the
-    output. Slow's own channels cost nothing where they already lie in ``out``; elsewhere they are read and written.
+    output. Slow's own channels cost nothing if they already lie in ``out``; else they are read and written.
     """
     if kind == "none":
         return Cost(0, 0)

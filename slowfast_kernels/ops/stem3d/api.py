@@ -50,4 +50,7 @@ def stem3d(
     check_vector(shift, weight.shape[0], "shift")
     if min(x.shape[2:]) < 1:
         raise ValueError(f"x: expected at least one frame and one pixel, got shape {tuple(x.shape)}")
-    return OP.handle(x, weight, scale, shift, as_triple(stride, "stride"), relu, pool)
+    s = as_triple(stride, "stride")
+    if min(s) < 1:
+        raise ValueError(f"stride: expected at least 1 along every axis, got {tuple(s)}")
+    return OP.handle(x, weight, scale, shift, s, relu, pool)

@@ -1,0 +1,21 @@
+"""The ops. One line per op: importing it registers schema, providers, fake, autograd and autocast."""
+
+from .bottleneck3d import bottleneck3d
+from .conv_bn_act3d import conv_bn_act3d
+from .lateral_fusion import lateral_fusion
+from .pack_pathways import pack_pathways
+from .pool_concat_head import pool_concat_head
+from .roi_align3d import roi_align3d
+from .roi_head_pool import roi_head_pool
+from .stem3d import stem3d
+
+__all__ = [
+    "bottleneck3d",
+    "conv_bn_act3d",
+    "lateral_fusion",
+    "pack_pathways",
+    "pool_concat_head",
+    "roi_align3d",
+    "roi_head_pool",
+    "stem3d",
+]

@@ -1,0 +1,3 @@
+from .api import pack_pathways
+
+__all__ = ["pack_pathways"]

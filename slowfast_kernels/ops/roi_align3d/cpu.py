@@ -1,0 +1,84 @@
+"""The C++ provider: the host lists the taps of every box, the kernels sum them over channels-last maps."""
+
+from __future__ import annotations
+
+import torch
+
+from .._registration import channels_last, define_native, empty_channels_last
+from .boxes import MODES, check_batch_index
+
+define_native(
+    "_roi_align_cpu(Tensor x, Tensor rois, float spatial_scale, float temporal_scale, int sampling_ratio,"
+    " bool aligned, int mode, Tensor(a!) out) -> ()"
+)
+define_native(
+    "_roi_align_bwd_cpu(Tensor grad, Tensor rois, float spatial_scale, float temporal_scale,"
+    " int sampling_ratio, bool aligned, int mode, Tensor(a!) x) -> ()"
+)
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def refuses(x: torch.Tensor, *rest: object) -> str | None:
+    """Why the C++ kernels cannot run this call (of either op), or None."""
+    if x.dtype not in DTYPES:
+        return f"the maps are {x.dtype}, the C++ kernels take float32, bfloat16 and float16"
+    return None
+
+
+def boxes_float32(rois: torch.Tensor, clips: int) -> torch.Tensor:
+    """Boxes as the kernels read them, checked."""
+    check_batch_index(rois, clips)
+    return rois.detach().float().contiguous()
+
+
+def run(
+    features: torch.Tensor,
+    rois: torch.Tensor,
+    output_size: list[int],
+    spatial_scale: float,
+    temporal_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+    mode: str,
+) -> torch.Tensor:
+    boxes = boxes_float32(rois, features.shape[0])
+    time = output_size[0] if mode == "volume" else features.shape[2]
+    out = empty_channels_last(features, (rois.shape[0], features.shape[1], time, *output_size[-2:]))
+    torch.ops.slowfast._roi_align_cpu(
+        channels_last(features),
+        boxes,
+        spatial_scale,
+        temporal_scale,
+        sampling_ratio,
+        aligned,
+        MODES.index(mode),
+        out,
+    )
+    return out
+
+
+def run_bwd(
+    grad: torch.Tensor,
+    rois: torch.Tensor,
+    shape: list[int],
+    output_size: list[int],
+    spatial_scale: float,
+    temporal_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+    mode: str,
+) -> torch.Tensor:
+    boxes = boxes_float32(rois, shape[0])
+    dx = empty_channels_last(grad, shape)
+    torch.ops.slowfast._roi_align_bwd_cpu(
+        channels_last(grad),
+        boxes,
+        spatial_scale,
+        temporal_scale,
+        sampling_ratio,
+        aligned,
+        MODES.index(mode),
+        dx,
+    )
+    return dx
