@@ -1,0 +1,171 @@
+"""Peak resident memory of inference above the weights, each contender in a process of its own.
+
+Method. The child imports everything, makes the inputs and touches them, runs a tiny network once so that
+libraries and thread pools are loaded, and notes its resident memory R0. It then makes the contender, drops
+what only its making needed, returns freed memory to the system (malloc_trim) and notes its resident memory
+R1: the weights as this contender holds them (VmRSS). It resets the kernel's high-water mark
+(/proc/self/clear_refs), runs, and reads the mark (VmHWM):
+
+    peak    mark - R1: inference above the weights as they are held (activations, buffers, caches)
+    strict  mark - R0 - weights: the same above the weights' plain size, so that packed copies, or a second
+            form of a weight, are charged to whoever keeps them
+"""
+
+import argparse
+import contextlib
+import ctypes
+import gc
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from slowfast_kernels import report
+from slowfast_kernels.bench import peers
+from slowfast_kernels.bench.ops import times_faster
+
+OURS = "frozen"
+HEADER = ("who", "dtype", "weights", "as held", "peak", "peak to ours", "strict", "strict to ours")
+
+
+def measure(
+    name: str,
+    dtype: str,
+    *,
+    who: Sequence[str],
+    threads: int,
+    calls: int = 3,
+    batch: int = 1,
+    frames: int | None = None,
+    crop: int | None = None,
+) -> dict[str, Any]:
+    """Rows {who, weight_bytes, loaded_bytes, peak_bytes, strict_bytes}, see the module."""
+    rows, missing = [], {}
+    for contender in who:
+        words = [
+            name,
+            contender,
+            dtype,
+            str(threads),
+            str(calls),
+            str(batch),
+            str(frames or 0),
+            str(crop or 0),
+        ]
+        done = subprocess.run(
+            [sys.executable, "-m", "slowfast_kernels.bench.memory", *words], capture_output=True, text=True
+        )
+        if done.returncode:
+            missing[contender] = (done.stderr.strip().splitlines() or ["failed"])[-1]
+            continue
+        rows.append({"who": contender, **json.loads(done.stdout.strip().splitlines()[-1])})
+    ours = next((r for r in rows if r["who"] == OURS), None)
+    for row in rows:
+        for kind in ("peak", "strict"):
+            least = ours[f"{kind}_bytes"] if ours else 0
+            row[f"{kind}_to_ours"] = row[f"{kind}_bytes"] / least if least > 0 else None
+    return {"model": name, "dtype": dtype, "batch": batch, "rows": rows, "missing": missing}
+
+
+def resident(field: str) -> int:
+    """VmRSS or VmHWM of this process in bytes. Raises OSError where the system does not say."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+def settle() -> None:
+    """Give freed memory back to the system and reset the high-water mark."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _child(argv: Sequence[str]) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(prog="slowfast_kernels.bench.memory")
+    for word in ("model", "who", "dtype"):
+        parser.add_argument(word)
+    for word in ("threads", "calls", "batch", "frames", "crop"):
+        parser.add_argument(word, type=int)
+    args = parser.parse_args(argv)
+    import torch
+
+    from slowfast_kernels import freeze, models
+    from slowfast_kernels.bench.peer_model import PlainSlowFast
+    from slowfast_kernels.bench.subject import DTYPES
+
+    torch.set_num_threads(args.threads)
+    # create() alone: batch norms as after training would change no buffer's size.
+    overrides = {k: v for k, v in (("frames", args.frames), ("crop", args.crop)) if v}
+    config = models.configure(args.model, activation="none", **overrides)
+    clips = []
+    for p in config.pathways:
+        side = config.input.crop
+        clip = torch.randn(args.batch, config.pathway(p).in_channels, config.frames_of(p), side, side)
+        clips.append(clip.contiguous(memory_format=torch.channels_last_3d))
+    x = torch.randn(1, 8, 4, 16, 16)
+    with torch.inference_mode():
+        torch.nn.Conv3d(8, 8, 3)(x)
+    settle()
+    before = resident("VmRSS")
+
+    model = models.build(config).eval()
+    elements = sum(t.numel() for t in model.state_dict().values())
+    call: Callable[[], Any]
+    if args.who == OURS:
+        frozen = freeze(model, DTYPES[args.dtype])
+        call = lambda: frozen(clips if len(clips) > 1 else clips[0])  # noqa: E731
+        size = 2 if args.dtype == "bf16" else 4
+    else:
+        peer = peers.PEERS[args.who]
+        call = peer.build(PlainSlowFast(model, fold=peer.folded), clips, args.dtype, args.threads)
+        size = 4  # peers keep float32 weights and cast them in the call
+    del model
+    settle()
+    loaded = resident("VmRSS")
+    for _ in range(args.calls):
+        call()
+    peak = resident("VmHWM")
+    weights = elements * size
+    return {
+        "weight_bytes": weights,
+        "loaded_bytes": loaded - before,
+        "peak_bytes": peak - loaded,
+        "strict_bytes": peak - before - weights,
+    }
+
+
+def table(results: Sequence[Mapping[str, Any]]) -> str:
+    """All results as text."""
+    lines = []
+    for result in results:
+        for row in result["rows"]:
+            lines.append(
+                (
+                    row["who"],
+                    result["dtype"],
+                    mebibytes(row["weight_bytes"]),
+                    mebibytes(row["loaded_bytes"]),
+                    mebibytes(row["peak_bytes"]),
+                    times_faster(row["peak_to_ours"]),
+                    mebibytes(row["strict_bytes"]),
+                    times_faster(row["strict_to_ours"]),
+                )
+            )
+        lines += [
+            (n, result["dtype"], "-", reason, "", "", "", "") for n, reason in result["missing"].items()
+        ]
+    return report.table(lines, HEADER)
+
+
+def mebibytes(count: float) -> str:
+    """Bytes as MiB."""
+    return f"{count / 2**20:.0f} MiB"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(_child(sys.argv[1:])) + "\n")

@@ -1,0 +1,230 @@
+"""Other ways to run the same network: torch eager and compiled, ONNX Runtime, OpenVINO.
+
+Each peer turns a plain torch module (``peer_model``) and example inputs into a callable. What it does once
+(conversion, folding, compilation, layout of the weights) is not timed; all use the same number of threads,
+the same inputs and the same weights, and each runs as its own documentation says it runs fastest.
+"""
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+#: What a peer is made into: a call with the inputs it was built for; returns a tensor or a NumPy array.
+Run = Callable[[], Any]
+
+
+class Unavailable(RuntimeError):
+    """A peer that cannot run here; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A way to run a module.
+
+    name:    what tables print.
+    dtypes:  "fp32", "bf16".
+    build:   (module, inputs, dtype, threads) -> callable; raises Unavailable.
+    folded:  takes the module with batch norms folded into its convolutions (else as trained).
+    """
+
+    name: str
+    dtypes: tuple[str, ...]
+    build: Callable[[nn.Module, Sequence[Tensor], str, int], Run]
+    folded: bool = False
+    note: str = ""
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """A 5-D tensor in channels_last_3d memory; others as they are."""
+    return x.contiguous(memory_format=torch.channels_last_3d) if x.dim() == 5 else x
+
+
+def channels_last_weights(module: nn.Module) -> nn.Module:
+    """The module with its convolutions' weights in channels_last_3d memory."""
+    # torch's own annotations of Module.to leave memory_format alone out
+    return module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload, no-any-return]
+
+
+def _eager(module: nn.Module, inputs: Sequence[Tensor]) -> Run:
+    def run() -> Any:
+        with torch.inference_mode():
+            return module(*inputs)
+
+    return run
+
+
+def _eager_ncdhw(module: nn.Module, inputs: Sequence[Tensor], dtype: str, threads: int) -> Run:
+    return _eager(module, [x.contiguous() for x in inputs])
+
+
+def _eager_channels_last(module: nn.Module, inputs: Sequence[Tensor], dtype: str, threads: int) -> Run:
+    return _eager(channels_last_weights(module), [channels_last(x) for x in inputs])
+
+
+def _autocast(module: nn.Module, inputs: Sequence[Tensor], dtype: str, threads: int) -> Run:
+    module = channels_last_weights(module)
+    inputs = [channels_last(x) for x in inputs]
+
+    def run() -> Any:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            return module(*inputs)
+
+    return run
+
+
+def _compiled(module: nn.Module, inputs: Sequence[Tensor], dtype: str, threads: int) -> Run:
+    import torch._inductor.config as inductor
+
+    kind = torch.bfloat16 if dtype == "bf16" else torch.float32
+    module = channels_last_weights(module.to(kind))
+    inputs = [channels_last(x.to(kind)) for x in inputs]
+    # Freezing folds batch norms and lays the weights out once. It is read when the first call compiles.
+    with inductor.patch(freezing=True), torch.no_grad(), _quiet():
+        compiled = torch.compile(module)
+        try:
+            compiled(*inputs)
+        except Exception as error:  # no compiler, or a pass that fails on this torch
+            raise Unavailable(f"torch.compile: {_first_line(error)}") from error
+
+    def run() -> Any:
+        with torch.no_grad():
+            return compiled(*inputs)
+
+    return run
+
+
+def onnx_bytes(module: nn.Module, inputs: Sequence[Tensor]) -> bytes:
+    """The module as an ONNX file with its weights inside."""
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        path = Path(folder) / "model.onnx"
+        try:
+            torch.onnx.export(
+                module, tuple(x.contiguous() for x in inputs), str(path), dynamo=True, external_data=False
+            )
+        except ImportError as error:
+            raise Unavailable(f"ONNX export needs onnx and onnxscript: {_first_line(error)}") from error
+        return path.read_bytes()
+
+
+def _onnxruntime(module: nn.Module, inputs: Sequence[Tensor], dtype: str, threads: int) -> Run:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise Unavailable("onnxruntime is not installed (pip install onnxruntime onnx onnxscript)") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        onnx_bytes(module, inputs), options, providers=["CPUExecutionProvider"]
+    )
+    names = [value.name for value in session.get_inputs()]
+    feed = {name: x.contiguous().numpy() for name, x in zip(names, inputs, strict=True)}
+    return lambda: session.run(None, feed)[0]
+
+
+def _openvino(module: nn.Module, inputs: Sequence[Tensor], dtype: str, threads: int) -> Run:
+    try:
+        import openvino
+    except ImportError as error:
+        raise Unavailable("openvino is not installed (pip install openvino)") from error
+    inputs = [x.contiguous() for x in inputs]
+    with _quiet(), torch.no_grad():
+        model = openvino.convert_model(module, example_input=tuple(inputs))
+        model.reshape({port: list(x.shape) for port, x in zip(model.inputs, inputs, strict=True)})
+        properties = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": "bf16" if dtype == "bf16" else "f32",
+        }
+        compiled = openvino.Core().compile_model(model, "CPU", properties)
+    request = compiled.create_infer_request()
+    arrays = [x.numpy() for x in inputs]
+    for index, array in enumerate(arrays):
+        request.set_input_tensor(index, openvino.Tensor(array, shared_memory=True))
+
+    def run() -> Any:
+        request.infer()
+        # A view of the request's own buffer, copied: the next call writes over it.
+        return request.get_output_tensor(0).data.copy()
+
+    run.keep = (arrays, compiled)  # type: ignore[attr-defined]  # the request only borrows the inputs
+    return run
+
+
+#: Every peer by name.
+PEERS: dict[str, Peer] = {
+    peer.name: peer
+    for peer in (
+        Peer("eager", ("fp32",), _eager_ncdhw, note="torch eager, NCDHW memory"),
+        Peer("eager_cl3d", ("fp32",), _eager_channels_last, note="torch eager, channels_last_3d memory"),
+        Peer(
+            "eager_cl3d_folded",
+            ("fp32",),
+            _eager_channels_last,
+            folded=True,
+            note="torch eager, channels_last_3d memory, batch norms folded",
+        ),
+        Peer("autocast_cl3d", ("bf16",), _autocast, note="torch autocast to bf16, channels_last_3d memory"),
+        Peer(
+            "autocast_cl3d_folded",
+            ("bf16",),
+            _autocast,
+            folded=True,
+            note="torch autocast to bf16, channels_last_3d memory, batch norms folded",
+        ),
+        Peer("compile", ("fp32", "bf16"), _compiled, note="torch.compile with freezing, channels_last_3d"),
+        Peer("onnxruntime", ("fp32",), _onnxruntime, folded=True, note="ONNX Runtime, CPU provider"),
+        Peer("openvino", ("fp32", "bf16"), _openvino, folded=True, note="OpenVINO CPU, latency hint"),
+    )
+}
+
+#: Peers that start in seconds; torch.compile takes minutes for a whole network.
+DEFAULT = ("eager", "eager_cl3d", "autocast_cl3d", "onnxruntime", "openvino")
+
+
+def select(names: str | None, dtype: str, default: Sequence[str] = DEFAULT) -> list[Peer]:
+    """Peers of a comma-separated list ("all" = every one, None = the default ones) that have this dtype."""
+    if names is None:
+        wanted: Sequence[str] = default
+    elif names == "all":
+        wanted = tuple(PEERS)
+    else:
+        wanted = [n.strip() for n in names.split(",") if n.strip()]
+    unknown = [n for n in wanted if n not in PEERS]
+    if unknown:
+        raise ValueError(
+            f"peers: expected names among {', '.join(PEERS)}, 'all' or 'none', got {unknown[0]!r}"
+        )
+    return [PEERS[n] for n in wanted if dtype in PEERS[n].dtypes]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Exporters print and warn at length; keep their talk out of the tables."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

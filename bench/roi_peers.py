@@ -1,0 +1,156 @@
+"""RoI head pooling as users compose it from torch: mean over time, RoIAlign per box, maximum over the bins.
+
+Three ways to write the RoIAlign, all of Mask R-CNN's definition (He et al. 2017) with bilinear samples
+averaged in each bin, the number of samples from the size of the box (sampling_ratio 0):
+
+masked      the algorithm of torchvision's pure-Python `_roi_align` (what it runs where its C++ operator
+            cannot, and under torch.compile): a sample grid as large as the map for every bin, masked to the
+            samples that exist. Its memory is bins x map for every box and channel, so it goes through the
+            channels in slices, as whoever runs it on 2048 channels has to.
+vectorised  plain vectorised torch: the sample positions of all bins of one box, four gathers, a mean.
+matmul      RoIAlign as two matrix products, one per axis: bilinear weights and the mean are separable.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+#: Bytes of one temporary of the masked form, which holds about ten of them at a time.
+MASKED_BYTES = 32 << 20
+
+
+def _edges(rois: Tensor, scale: float, aligned: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Left, top, width and height of the boxes in cells."""
+    offset = 0.5 if aligned else 0.0
+    x1, y1, x2, y2 = (rois[:, i] * scale - offset for i in range(1, 5))
+    width, height = x2 - x1, y2 - y1
+    if not aligned:
+        width, height = width.clamp(min=1.0), height.clamp(min=1.0)
+    return x1, y1, width, height
+
+
+def _weights(at: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Bilinear cells and weights of positions along an axis: low, high, weight of low, weight of high; both
+    weights are 0 more than one cell outside."""
+    inside = ((at >= -1.0) & (at <= size)).to(at.dtype)
+    at = at.clamp(min=0.0)
+    low = at.floor().clamp(max=size - 1)
+    at = torch.where(low >= size - 1, low, at)
+    part = at - low
+    high = (low + 1).clamp(max=size - 1)
+    return low.long(), high.long(), (1 - part) * inside, part * inside
+
+
+def align_masked(maps: Tensor, rois: Tensor, bins: int, scale: float, aligned: bool) -> Tensor:
+    """[N, C, H, W], [K, 5] -> [K, C, bins, bins]; see the module."""
+    height, width = maps.shape[-2:]
+    x1, y1, w, h = _edges(rois, scale, aligned)
+    per_y, per_x = (h / bins).ceil(), (w / bins).ceil()
+    steps_y = torch.arange(height, device=maps.device)
+    steps_x = torch.arange(width, device=maps.device)
+    cell = torch.arange(bins, device=maps.device)
+
+    def positions(start: Tensor, extent: Tensor, per: Tensor, steps: Tensor) -> Tensor:
+        side = (extent / bins)[:, None, None]
+        inner = (steps + 0.5)[None, None, :] * (side / per.clamp(min=1)[:, None, None])
+        return start[:, None, None] + cell[None, :, None] * side + inner  # [K, bins, steps]
+
+    y_low, y_high, wy_low, wy_high = _weights(positions(y1, h, per_y, steps_y), height)
+    x_low, x_high, wx_low, wx_high = _weights(positions(x1, w, per_x, steps_x), width)
+    live_y = (steps_y[None, :] < per_y[:, None])[:, None, :]
+    live_x = (steps_x[None, :] < per_x[:, None])[:, None, :]
+    wy_low, wy_high = wy_low * live_y, wy_high * live_y
+    wx_low, wx_high = wx_low * live_x, wx_high * live_x
+    count = (per_y * per_x).clamp(min=1)
+    clip = rois[:, 0].long()
+    found = []
+    slice_ = max(1, MASKED_BYTES // max(1, rois.shape[0] * bins * bins * height * width * 4))
+    for first in range(0, maps.shape[1], slice_):
+        part = maps[:, first : first + slice_]
+
+        def at(y: Tensor, x: Tensor, part: Tensor = part) -> Tensor:  # [K, c, bins, bins, steps, steps]
+            channel = torch.arange(part.shape[1], device=maps.device)
+            return part[
+                clip[:, None, None, None, None, None],
+                channel[None, :, None, None, None, None],
+                y[:, None, :, None, :, None],
+                x[:, None, None, :, None, :],
+            ]
+
+        def outer(a: Tensor, b: Tensor) -> Tensor:
+            return a[:, None, :, None, :, None] * b[:, None, None, :, None, :]
+
+        value = (
+            outer(wy_low, wx_low) * at(y_low, x_low)
+            + outer(wy_low, wx_high) * at(y_low, x_high)
+            + outer(wy_high, wx_low) * at(y_high, x_low)
+            + outer(wy_high, wx_high) * at(y_high, x_high)
+        )
+        found.append(value.sum((-1, -2)) / count[:, None, None, None])
+    return torch.cat(found, dim=1)
+
+
+def align_vectorised(maps: Tensor, rois: Tensor, bins: int, scale: float, aligned: bool) -> Tensor:
+    """[N, C, H, W], [K, 5] -> [K, C, bins, bins]; see the module."""
+    height, width = maps.shape[-2:]
+    x1, y1, w, h = _edges(rois, scale, aligned)
+    # Channels last: a gather then moves whole rows of channels.
+    rows = maps.permute(0, 2, 3, 1).contiguous()
+    found = []
+    for k in range(rois.shape[0]):
+        ny, nx = max(math.ceil(h[k] / bins), 1), max(math.ceil(w[k] / bins), 1)
+        y = y1[k] + (torch.arange(bins * ny).to(rois) + 0.5) * (h[k] / (bins * ny))
+        x = x1[k] + (torch.arange(bins * nx).to(rois) + 0.5) * (w[k] / (bins * nx))
+        y_low, y_high, wy_low, wy_high = _weights(y, height)
+        x_low, x_high, wx_low, wx_high = _weights(x, width)
+        features = rows[int(rois[k, 0])]
+        value = (
+            features[y_low[:, None], x_low] * (wy_low[:, None] * wx_low)[..., None]
+            + features[y_low[:, None], x_high] * (wy_low[:, None] * wx_high)[..., None]
+            + features[y_high[:, None], x_low] * (wy_high[:, None] * wx_low)[..., None]
+            + features[y_high[:, None], x_high] * (wy_high[:, None] * wx_high)[..., None]
+        )
+        value = value.view(bins, ny, bins, nx, -1).mean(dim=(1, 3))
+        found.append(value.permute(2, 0, 1))
+    return torch.stack(found) if found else maps.new_zeros(0, maps.shape[1], bins, bins)
+
+
+def align_matmul(maps: Tensor, rois: Tensor, bins: int, scale: float, aligned: bool) -> Tensor:
+    """[N, C, H, W], [K, 5] -> [K, C, bins, bins]; see the module."""
+    height, width = maps.shape[-2:]
+    x1, y1, w, h = _edges(rois, scale, aligned)
+
+    def axis(start: Tensor, extent: Tensor, size: int) -> Tensor:
+        per = (extent / bins).ceil().clamp(min=1)
+        top = int(per.max()) if per.numel() else 1
+        step = torch.arange(top, device=maps.device)
+        side = (extent / bins)[:, None, None]
+        at = start[:, None, None] + torch.arange(bins, device=maps.device)[None, :, None] * side
+        at = at + (step + 0.5) * side / per[:, None, None]  # [K, bins, samples]
+        low, high, w_low, w_high = _weights(at, size)
+        live = (step < per[:, None])[:, None, :] / per[:, None, None]
+        matrix = maps.new_zeros(*at.shape[:2], size)
+        matrix.scatter_add_(2, low, w_low * live)
+        return matrix.scatter_add_(2, high, w_high * live)
+
+    y, x = axis(y1, h, height), axis(x1, w, width)
+    return torch.einsum("kph,kchw,kqw->kcpq", y, maps[rois[:, 0].long()], x)
+
+
+Align = Callable[[Tensor, Tensor, int, float, bool], Tensor]
+
+
+def head_pool(
+    align: Align,
+    slow: Tensor,
+    fast: Tensor,
+    rois: Tensor,
+    bins: int = 7,
+    scale: float = 1 / 16,
+    aligned: bool = True,
+) -> Tensor:
+    """[N, Cs, T, H, W], [N, Cf, alpha T, H, W], [K, 5] -> [K, Cs + Cf]."""
+    pooled = [align(x.mean(dim=2), rois, bins, scale, aligned).amax(dim=(-2, -1)) for x in (slow, fast)]
+    return torch.cat(pooled, dim=1)

@@ -1,0 +1,79 @@
+"""The network under test: weights, inputs, the frozen model and its plain twins."""
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slowfast_kernels import freeze, models
+from slowfast_kernels.bench.peer_model import PlainSlowFast, trained_like
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass
+class Subject:
+    """A model of this library with logits as outputs, and inputs of its own size.
+
+    batch, frames, crop: frames of the densest clip and side in pixels; None takes the preset's.
+    """
+
+    name: str = "slowfast_8x8_r50"
+    batch: int = 1
+    frames: int | None = None
+    crop: int | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    calibrate: bool = True  # batch norms as after training; parity needs it, times do not
+
+    @cached_property
+    def model(self) -> Any:
+        """The model in eval mode. Its outputs are logits: after a softmax nearly equal numbers would hide
+        errors from a relative comparison."""
+        overrides: dict[str, Any] = {"activation": "none", **self.overrides}
+        if self.frames is not None:
+            overrides["frames"] = self.frames
+        if self.crop is not None:
+            overrides["crop"] = self.crop
+        torch.manual_seed(self.seed)
+        model = models.create(self.name, **overrides)
+        return trained_like(model, self.seed) if self.calibrate else model.eval()
+
+    def with_batch(self, batch: int) -> "Subject":
+        """The same model, other inputs."""
+        other = replace(self, batch=batch)
+        other.__dict__["model"] = self.model  # where cached_property looks
+        return other
+
+    @cached_property
+    def inputs(self) -> list[Tensor]:
+        """Clips as a decoder's pixels come out of normalisation: mean 0, deviation about 1; channels_last_3d,
+        the layout that `pack_pathways` writes."""
+        config = self.model.config
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        clips = []
+        for p in config.pathways:
+            side = config.input.crop
+            shape = (self.batch, config.pathway(p).in_channels, config.frames_of(p), side, side)
+            clips.append(torch.randn(shape, generator=generator))
+        return [x.contiguous(memory_format=torch.channels_last_3d) for x in clips]
+
+    def call(self, model: Any) -> Any:
+        """Our call convention: a list of clips, or the one clip."""
+        return model(self.inputs if len(self.inputs) > 1 else self.inputs[0])
+
+    def frozen(self, dtype: str) -> Any:
+        """The frozen model."""
+        return freeze(self.model, DTYPES[dtype])
+
+    def twin(self, folded: bool) -> PlainSlowFast:
+        """A fresh plain twin of the model."""
+        return PlainSlowFast(self.model, fold=folded)
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiply-adds of one call."""
+        config = self.model.config
+        return self.batch * models.macs(self.model, config.input.frames, config.input.crop)

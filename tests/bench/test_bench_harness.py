@@ -1,0 +1,93 @@
+"""The harness: what it calls, in which order, and when it trusts an output. No test looks at a time."""
+
+import itertools
+import json
+import statistics
+
+import numpy as np
+import pytest
+import torch
+
+from slowfast_kernels.bench import harness
+
+
+def test_every_round_runs_everyone_once_in_changing_order(monkeypatch):
+    calls = []
+    # A call looks slower than a sample, so that each sample is one call.
+    clock = itertools.count()
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: float(next(clock)))
+    runs = {name: lambda name=name: calls.append(name) for name in "abc"}
+    compared = harness.interleaved(runs, rounds=20, warmup=1, progress=False)
+    measured = calls[3:]
+    rounds = [tuple(measured[i : i + 3]) for i in range(0, 60, 3)]
+    assert all(sorted(order) == ["a", "b", "c"] for order in rounds)
+    assert len(set(rounds)) > 1
+    assert all(len(t.samples) == 20 and t.repeats == 1 for t in compared.timings.values())
+    assert list(compared.timings) == ["a", "b", "c"]
+
+
+def test_a_short_call_is_repeated_inside_a_sample():
+    count = itertools.count()
+    compared = harness.interleaved({"x": lambda: next(count)}, rounds=3, warmup=1, progress=False)
+    timing = compared.timings["x"]
+    assert timing.repeats > 1
+    assert next(count) == 1 + 3 + 3 * timing.repeats  # warm-up, estimate, samples
+
+
+def test_the_budget_ends_a_run_but_not_before_five_rounds():
+    compared = harness.interleaved({"x": lambda: None}, rounds=50, budget_s=0.0, progress=False)
+    assert len(compared.timings["x"].samples) == 5
+
+
+def test_medians_and_ratios():
+    compared = harness.Comparison(
+        {"ours": harness.Timing("ours", (1.0, 2.0, 9.0)), "peer": harness.Timing("peer", (4.0, 6.0, 9.0))}
+    )
+    assert compared.ratio("ours", "peer") == 3.0
+    assert compared.paired("ours", "peer") == (1.0, 4.0)
+    samples = tuple(float(i) for i in range(11))
+    timing = harness.Timing("x", samples)
+    assert timing.median == statistics.median(samples)
+    assert timing.spread == (2.0, 8.0)
+    assert json.loads(json.dumps(timing.to_dict()))["p80_s"] == 8.0
+
+
+def test_relative_l2():
+    x = torch.tensor([3.0, 4.0])
+    assert harness.relative_l2(x, x) == 0.0
+    assert harness.relative_l2(x + torch.tensor([0.0, 0.5]), x) == pytest.approx(0.1)
+    assert harness.relative_l2(np.array([3.0, 4.0]), x) == 0.0
+    assert harness.relative_l2([x, x + 1], [x, x]) > harness.relative_l2([x, x], [x, x])
+    assert harness.relative_l2(torch.zeros(2), torch.zeros(2)) == 0.0
+    assert harness.relative_l2(x, torch.zeros(2)) == float("inf")
+
+
+@pytest.mark.parametrize(
+    "ours", [torch.full((2,), float("nan")), torch.ones(3), torch.full((2,), float("inf"))]
+)
+def test_a_broken_output_is_red(ours):
+    assert not harness.gate(ours, torch.ones(2)).green
+    assert "RED" in str(harness.gate(ours, torch.ones(2)))
+
+
+def test_low_precision_is_measured_against_the_exact_answer():
+    exact = torch.ones(4)
+    peer = exact + 0.01
+    assert harness.gate_low_precision(exact - 0.015, peer, exact).green
+    assert not harness.gate_low_precision(exact - 0.025, peer, exact).green
+
+
+def test_threads_are_put_back():
+    before = torch.get_num_threads()
+    with harness.threads(1) as count:
+        assert count == torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
+    with pytest.raises(ValueError, match="at least 1"), harness.threads(0):
+        pass
+
+
+def test_the_stamp_says_what_was_measured():
+    stamp = harness.environment()
+    assert {"revision", "torch", "threads", "processor", "isa", "time"} <= stamp.keys()
+    text = "\n".join(harness.stamp_lines(stamp))
+    assert stamp["torch"] in text and stamp["revision"] in text and stamp["isa"] in text
