@@ -61,7 +61,7 @@ class SlowFast(nn.Module):
 
     def forward_features(self, clips: Clips) -> list[Tensor]:
         """Features of res5, [N, C, T, H/32, W/32] for each pathway (H/16 with res5_stride=1)."""
-        x = self._inputs(clips)
+        x = check_clips(self.config, clips)
         x = self._fuse(0, {name: self.stem[name](clip) for name, clip in x.items()})
         x = self._fuse(1, {name: self.res2[name](y) for name, y in x.items()})
         x = {name: self._pool_frames(name, y) for name, y in x.items()}
@@ -78,29 +78,33 @@ class SlowFast(nn.Module):
         window = self.config.pathway(name).pool_after_res2
         return x if window == 1 else F.max_pool3d(x, (window, 1, 1))
 
-    def _inputs(self, clips: Clips) -> dict[str, Tensor]:
-        """The clips by pathway, checked. The caller's list is only read."""
-        names, model = self.config.pathways, self.config.name or "model"
-        tensors = [clips] if isinstance(clips, Tensor) else list(clips)
-        if len(tensors) != len(names):
+
+def check_clips(config: ModelConfig, clips: Clips) -> dict[str, Tensor]:
+    """The clips by pathway. The caller's list is only read.
+
+    Raises ValueError if their number, channels or frames are not the model's.
+    """
+    names, model = config.pathways, config.name or "model"
+    tensors = [clips] if isinstance(clips, Tensor) else list(clips)
+    if len(tensors) != len(names):
+        raise ValueError(
+            f"{model}: expected {len(names)} clip(s) ({', '.join(names)}), got {len(tensors)}"
+        )
+    for name, clip in zip(names, tensors, strict=True):
+        channels = config.pathway(name).in_channels
+        if clip.ndim != 5 or clip.shape[1] != channels:
             raise ValueError(
-                f"{model}: expected {len(names)} clip(s) ({', '.join(names)}), got {len(tensors)}"
+                f"{model}: expected the {name} clip as [N, {channels}, T, H, W], got {list(clip.shape)}"
             )
-        for name, clip in zip(names, tensors, strict=True):
-            channels = self.config.pathway(name).in_channels
-            if clip.ndim != 5 or clip.shape[1] != channels:
-                raise ValueError(
-                    f"{model}: expected the {name} clip as [N, {channels}, T, H, W], got {list(clip.shape)}"
-                )
-        if len(tensors) == 2:
-            (n, _, t, h, w), alpha, got = tensors[0].shape, self.config.input.alpha, [*tensors[1].shape]
-            expected = [n, got[1], alpha * t, h, w]
-            if got != expected:
-                raise ValueError(
-                    f"{model}: expected the fast clip as {expected} (alpha={alpha} times the slow clip's {t} "
-                    f"frames), got {got}"
-                )
-        return dict(zip(names, tensors, strict=True))
+    if len(tensors) == 2:
+        (n, _, t, h, w), alpha, got = tensors[0].shape, config.input.alpha, [*tensors[1].shape]
+        expected = [n, got[1], alpha * t, h, w]
+        if got != expected:
+            raise ValueError(
+                f"{model}: expected the fast clip as {expected} (alpha={alpha} times the slow clip's {t} "
+                f"frames), got {got}"
+            )
+    return dict(zip(names, tensors, strict=True))
 
 
 def _stem(path: PathwayConfig) -> Stem:

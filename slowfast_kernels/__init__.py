@@ -5,8 +5,10 @@ library's weights (`load_checkpoint`) or another library's live model (`accelera
 """
 
 from . import models, nn, ops
+from .accelerate import accelerate
 from .backends import use_backend
 from .freeze import freeze
+from .models import load_checkpoint
 
 __version__ = "0.1.0"
-__all__ = ["freeze", "models", "nn", "ops", "use_backend"]
+__all__ = ["accelerate", "freeze", "load_checkpoint", "models", "nn", "ops", "use_backend"]

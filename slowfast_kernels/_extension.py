@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from pathlib import Path
 
 import torch
 
-LIB_DIR = Path(__file__).resolve().parent / "_lib"
+#: SLOWFAST_LIB_DIR names another build's folder: a sanitizer build, or none to run without native code.
+LIB_DIR = Path(os.environ.get("SLOWFAST_LIB_DIR") or Path(__file__).resolve().parent / "_lib")
 
 #: Instruction sets the kernels are compiled for, weakest first; the index is the native enumeration's value.
 ISAS = ("none", "avx2", "avx512", "avx512_bf16")

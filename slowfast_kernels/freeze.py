@@ -15,7 +15,7 @@ from torch import nn
 
 from . import backends
 from ._cpu_plan import PackedModel
-from .models.slowfast import SlowFast
+from .models.slowfast import SlowFast, check_clips
 from .nn import RoIHead
 from .ops.conv_bn_act3d.cpu import DTYPES
 from .plan import Instance, Plan
@@ -36,7 +36,6 @@ class Frozen(nn.Module):
         super().__init__()
         self.config, self.dtype = model.config, dtype
         self._detects = isinstance(model.head, RoIHead)
-        self._check = model._inputs
         self._packed = PackedModel(model, dtype)
         self._plans: OrderedDict[tuple[Any, ...], tuple[Plan, list[Instance]]] = OrderedDict()
         self._lock = threading.Lock()
@@ -75,7 +74,7 @@ class Frozen(nn.Module):
             return sum(len(idle) * plan.arena_bytes for plan, idle in self._plans.values())
 
     def _inputs(self, clips: Any, rois: torch.Tensor | None) -> list[torch.Tensor | None]:
-        tensors = list(self._check(clips).values())
+        tensors = list(check_clips(self.config, clips).values())
         if (rois is None) == self._detects:
             raise ValueError(
                 f"{self.config.name or 'model'}: expected {'rois [K, 5]' if self._detects else 'no rois'}, "

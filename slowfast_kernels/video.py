@@ -564,7 +564,9 @@ def pack_view(
     """
     from slowfast_kernels import ops
 
-    slow_index = spec.slow_index if spec.slow_index != "linspace" else None
+    slow_index: str | torch.Tensor | None = spec.slow_index if spec.slow_index != "linspace" else None
+    if spec.call == "clip":
+        slow_index = torch.empty(0, dtype=torch.int64)  # one pathway: no Slow clip is packed
     slow, fast = ops.pack_pathways(
         view.frames.unsqueeze(0).to(device),
         spec.alpha,
