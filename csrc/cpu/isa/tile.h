@@ -171,10 +171,27 @@ constexpr int kTileVectors = 4;  // vectors of a panel that one register tile ho
 constexpr int kTileVectors = 1;  // 16 registers of 8 lanes: 6 rows x 16 channels
 #endif
 
+// The residual and the output of a tile, on their way while its sums are computed: rows of a wide tensor lie pages
+// apart, where the hardware does not prefetch.
+template <int MR, int NV>
+SF_INLINE void prefetch_rows(const Finish& f, int bytes) {
+    if (f.partial_out) return;
+#pragma GCC unroll 8
+    for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 4
+        for (int j = 0; j < NV; ++j) {
+            const int at = j * kLanes * bytes;
+            if (bytes == 2 && j % 2) continue;  // two vectors a cache line
+            if (f.residual) __builtin_prefetch(f.residual + r * f.residual_stride + at);
+            __builtin_prefetch(f.out + r * f.out_stride + at, 1);
+        }
+}
+
 // One tile of MR rows over a whole panel. Runs are processed in order, e.g. conv_c and then the shortcut conv.
 template <class T, int MR, int PANEL, bool PAIR, class RowsA, class RowsB>
 SF_INLINE void tile(const Run<RowsA>& first, const Run<RowsB>* second, const char* b, const Finish& f) {
     constexpr int NV = PANEL < kTileVectors ? PANEL : kTileVectors;
+    if constexpr (PANEL >= 2) prefetch_rows<MR, PANEL>(f, sizeof(T));
     for (int j = 0; j < PANEL; j += NV) {
         V acc[MR][NV];
 #pragma GCC unroll 8
