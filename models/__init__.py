@@ -2,6 +2,12 @@
 
 from typing import Any
 
+from slowfast_kernels.models.checkpoint import (
+    CheckpointError,
+    CheckpointInfo,
+    load_checkpoint,
+    save_checkpoint,
+)
 from slowfast_kernels.models.config import (
     HeadConfig,
     InputSpec,
@@ -11,12 +17,15 @@ from slowfast_kernels.models.config import (
     RoIConfig,
     fast_width,
 )
+from slowfast_kernels.models.interop import UnrecognisedModule, from_module
 from slowfast_kernels.models.macs import macs
 from slowfast_kernels.models.overrides import closest, override
 from slowfast_kernels.models.presets import ALIASES, PRESETS
 from slowfast_kernels.models.slowfast import SlowFast
 
 __all__ = [
+    "CheckpointError",
+    "CheckpointInfo",
     "HeadConfig",
     "InputSpec",
     "LateralConfig",
@@ -24,12 +33,16 @@ __all__ = [
     "PathwayConfig",
     "RoIConfig",
     "SlowFast",
+    "UnrecognisedModule",
     "build",
     "configure",
     "create",
     "fast_width",
+    "from_module",
+    "load_checkpoint",
     "macs",
     "names",
+    "save_checkpoint",
 ]
 
 

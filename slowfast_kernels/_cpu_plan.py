@@ -21,6 +21,9 @@ from .plan import Input, Plan, View
 
 ONE = [1, 1, 1]
 
+#: Output pixels of the frames that a stage without temporal kernels takes at a time: one frame of 56 x 56.
+FRAME_GROUP_PIXELS = 3136
+
 
 def numel(shape: Sequence[int]) -> int:
     n = 1
@@ -282,11 +285,14 @@ class PackedModel:
 
     def _stage(self, plan: Plan, name: str, stage: Sequence[PackedBlock], x: View, out: View) -> None:
         if not any(block.temporal for block in stage) and not stage[0].one_pass:
-            # No block looks at other frames: go through the stage frame by frame, so that what lies between
-            # its blocks stays in the cache and needs the memory of one frame only.
+            # No block looks at other frames: go through the stage a few frames at a time, so that what lies
+            # between its blocks stays in the cache and needs little memory. Small frames go together: each
+            # round reads all of the stage's weights.
             frames = x.shape[0] * x.shape[2]
-            for t in range(frames):
-                self._blocks(plan, name, stage, x.frame_range(t, t + 1), out.frame_range(t, t + 1))
+            step = max(1, FRAME_GROUP_PIXELS // (out.shape[3] * out.shape[4]))
+            for t in range(0, frames, step):
+                end = min(t + step, frames)
+                self._blocks(plan, name, stage, x.frame_range(t, end), out.frame_range(t, end))
             return
         self._blocks(plan, name, stage, x, out)
 

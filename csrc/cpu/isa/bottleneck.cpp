@@ -73,6 +73,10 @@ void block_item_typed(const BlockArgs& a, int64_t n, int64_t t, int64_t h0, int6
                 memset(row, 0, static_cast<size_t>(a.w * s.pixel));
                 continue;
             }
+            // The next row of the newest frame: no row of it was read before.
+            const char* next = frame + offset_a[tap1 - 1] + (ready + 1) * a.x_stride[2];
+            if (ready + 1 < a.h)
+                for (int64_t at = 0; at < a.w * a.x_stride[3]; at += 64) __builtin_prefetch(next + at, 0, 2);
             Run<StridedRows> run{
                 {frame + ready * a.x_stride[2], offset_a, static_cast<ptrdiff_t>(a.x_stride[3])}, tap0, tap1, 0, a.cin};
             Finish f{};

@@ -1,8 +1,8 @@
 // Register tiles: MR output pixels x a panel of output channels, accumulated over taps and input channels.
 //
-// Weights come packed in panels (csrc/cpu/panel.h). A panel of NV vectors is NV*16 channels wide; the PAIR panel
-// holds up to 8 channels and puts two steps of K side by side, so that no lane idles at 8 channels: lane 2j is
-// channel j at the even step, lane 2j+1 the same channel at the odd one.
+// Weights come packed in panels (csrc/cpu/panel.h). A panel of NV vectors is NV*16 channels wide; the PAIR
+// panel holds up to 8 channels and puts two steps of K side by side, so that no lane idles at 8 channels:
+// lane 2j is channel j at the even step, lane 2j+1 the same channel at the odd one.
 //
 // A "unit" is 4 bytes of one pixel's channels: one float or two bf16.
 #pragma once
@@ -14,7 +14,8 @@
 
 namespace slowfast::SLOWFAST_ISA {
 
-// Rows whose addresses come from a table: entry [tap * ld + row], bytes. `zeros` marks rows outside the input.
+// Rows whose addresses come from a table: entry [tap * ld + row], bytes. `zeros` marks rows outside the
+// input.
 struct TableRows {
     const char* const* table;
     ptrdiff_t ld;
@@ -23,18 +24,20 @@ struct TableRows {
     SF_MEMBER bool may_skip() const { return zeros != nullptr; }
     SF_MEMBER bool skipped(const char* a) const { return a == zeros; }
     SF_MEMBER void advance(int64_t rows) { table += rows; }
+    SF_MEMBER void prefetch(int, int, ptrdiff_t) const {}
 };
 // Rows at a constant distance: base + offset[tap] + row * stride, bytes.
 struct StridedRows {
     const char* base;
     const ptrdiff_t* offset;  // null for a single tap
     ptrdiff_t stride;
-    SF_MEMBER const char* at(int tap, int r) const {
-        return base + (offset ? offset[tap] : 0) + r * stride;
-    }
+    SF_MEMBER const char* at(int tap, int r) const { return base + (offset ? offset[tap] : 0) + r * stride; }
     SF_MEMBER bool may_skip() const { return false; }
     SF_MEMBER bool skipped(const char*) const { return false; }
     SF_MEMBER void advance(int64_t rows) { base += rows * stride; }
+    SF_MEMBER void prefetch(int tap, int r, ptrdiff_t at) const {
+        __builtin_prefetch(this->at(tap, r) + at, 0, 2);
+    }
 };
 
 // One run over K: taps [tap0, tap1), bytes [k0, k0 + k * sizeof(T)) of each tap's channels.
@@ -78,8 +81,11 @@ SF_INLINE uint64_t load_rest(const char* p, int n) {
 
 template <class T, int MR, int NV, int PANEL, bool PAIR, class Rows>
 SF_INLINE const char* accumulate(V (&acc)[MR][NV], const Run<Rows>& run, const char* b) {
-    constexpr int kPerStep = (4 / static_cast<int>(sizeof(T))) * (PAIR ? 2 : 1);  // channels a step of K takes
+    constexpr int kPerStep =
+        (4 / static_cast<int>(sizeof(T))) * (PAIR ? 2 : 1);  // channels a step of K takes
     constexpr ptrdiff_t kStepBytes = PAIR ? 64 : PANEL * 64;
+    constexpr ptrdiff_t kStepChannelBytes = PAIR ? 8 : 4;  // of one row
+    constexpr int64_t kBlock = 64;                         // steps between two rounds of prefetches
     const int64_t steps = run.k / kPerStep;
     const int rest = static_cast<int>(run.k % kPerStep);
     const ptrdiff_t tap_bytes = (steps + (rest ? 1 : 0)) * kStepBytes;
@@ -95,15 +101,25 @@ SF_INLINE const char* accumulate(V (&acc)[MR][NV], const Run<Rows>& run, const c
             continue;
         }
         for (int r = 0; r < MR; ++r) a[r] += run.k0;
-        for (int64_t k = 0; k < steps; ++k) {
-            V bv[NV];
-#pragma GCC unroll 4
-            for (int j = 0; j < NV; ++j) bv[j] = load(reinterpret_cast<const float*>(b + k * kStepBytes + j * 64));
+        for (int64_t block = 0; block < steps; block += kBlock) {
+            const int64_t block_end = steps - block < kBlock ? steps : block + kBlock;
+            // The same channels of the next tile's rows, into the level-2 cache.
+            if (steps >= kBlock)
 #pragma GCC unroll 8
-            for (int r = 0; r < MR; ++r) {
-                V av = PAIR ? bcast64(a[r] + k * 8) : bcast32(a[r] + k * 4);
+                for (int r = 0; r < MR; ++r)
+                    for (ptrdiff_t at = 0; at < kBlock * kStepChannelBytes; at += 64)
+                        run.rows.prefetch(tap, r + MR, run.k0 + block * kStepChannelBytes + at);
+            for (int64_t k = block; k < block_end; ++k) {
+                V bv[NV];
 #pragma GCC unroll 4
-                for (int j = 0; j < NV; ++j) acc[r][j] = dot<T>(acc[r][j], av, bv[j]);
+                for (int j = 0; j < NV; ++j)
+                    bv[j] = load(reinterpret_cast<const float*>(b + k * kStepBytes + j * 64));
+#pragma GCC unroll 8
+                for (int r = 0; r < MR; ++r) {
+                    V av = PAIR ? bcast64(a[r] + k * 8) : bcast32(a[r] + k * 4);
+#pragma GCC unroll 4
+                    for (int j = 0; j < NV; ++j) acc[r][j] = dot<T>(acc[r][j], av, bv[j]);
+                }
             }
         }
         if (rest) {  // the last channels: read no further than the pixel's own, a neighbour may be NaN
@@ -171,8 +187,8 @@ constexpr int kTileVectors = 4;  // vectors of a panel that one register tile ho
 constexpr int kTileVectors = 1;  // 16 registers of 8 lanes: 6 rows x 16 channels
 #endif
 
-// The residual and the output of a tile, on their way while its sums are computed: rows of a wide tensor lie pages
-// apart, where the hardware does not prefetch.
+// The residual and the output of a tile, on their way while its sums are computed: rows of a wide tensor lie
+// pages apart, where the hardware does not prefetch.
 template <int MR, int NV>
 SF_INLINE void prefetch_rows(const Finish& f, int bytes) {
     if (f.partial_out) return;
@@ -187,7 +203,8 @@ SF_INLINE void prefetch_rows(const Finish& f, int bytes) {
         }
 }
 
-// One tile of MR rows over a whole panel. Runs are processed in order, e.g. conv_c and then the shortcut conv.
+// One tile of MR rows over a whole panel. Runs are processed in order, e.g. conv_c and then the shortcut
+// conv.
 template <class T, int MR, int PANEL, bool PAIR, class RowsA, class RowsB>
 SF_INLINE void tile(const Run<RowsA>& first, const Run<RowsB>* second, const char* b, const Finish& f) {
     constexpr int NV = PANEL < kTileVectors ? PANEL : kTileVectors;
@@ -224,9 +241,9 @@ static void strip(Run<RowsA> first, const Run<RowsB>* second_in, const char* b, 
     while (n > 0) {
         const int rows = n < M ? static_cast<int>(n) : M;
         switch (rows) {
-#define SF_CASE(R)                                                             \
-    case R:                                                                    \
-        if constexpr (R <= M) tile<T, R, PANEL, PAIR>(first, sp, b, f);         \
+#define SF_CASE(R)                                                      \
+    case R:                                                             \
+        if constexpr (R <= M) tile<T, R, PANEL, PAIR>(first, sp, b, f); \
         break;
             SF_CASE(1)
             SF_CASE(2)
@@ -250,8 +267,8 @@ static void strip(Run<RowsA> first, const Run<RowsB>* second_in, const char* b, 
 
 // Chooses the strip for a panel's width.
 template <class T, class RowsA, class RowsB>
-static void panel_strip(const Run<RowsA>& first, const Run<RowsB>* second, int lanes, bool pair, const char* b,
-                        const Finish& f, int64_t n) {
+static void panel_strip(const Run<RowsA>& first, const Run<RowsB>* second, int lanes, bool pair,
+                        const char* b, const Finish& f, int64_t n) {
     if (pair) return strip<T, 1, true>(first, second, b, f, n);
     switch (lanes / kLanes) {
         case 1:
