@@ -87,9 +87,7 @@ def check_clips(config: ModelConfig, clips: Clips) -> dict[str, Tensor]:
     names, model = config.pathways, config.name or "model"
     tensors = [clips] if isinstance(clips, Tensor) else list(clips)
     if len(tensors) != len(names):
-        raise ValueError(
-            f"{model}: expected {len(names)} clip(s) ({', '.join(names)}), got {len(tensors)}"
-        )
+        raise ValueError(f"{model}: expected {len(names)} clip(s) ({', '.join(names)}), got {len(tensors)}")
     for name, clip in zip(names, tensors, strict=True):
         channels = config.pathway(name).in_channels
         if clip.ndim != 5 or clip.shape[1] != channels:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from . import nn as blocks
 from .models.slowfast import SlowFast
@@ -40,7 +39,9 @@ def nbytes(*views: View | None) -> int:
 class PackedConv:
     """A convolution with its batch norm folded in, and optionally a 1x1x1 shortcut as a second source."""
 
-    def __init__(self, conv: blocks.ConvBN, dtype: torch.dtype, shortcut: blocks.ConvBN | None = None) -> None:
+    def __init__(
+        self, conv: blocks.ConvBN, dtype: torch.dtype, shortcut: blocks.ConvBN | None = None
+    ) -> None:
         c = conv.conv
         self.kernel, self.stride = list(c.kernel_size), list(c.stride)
         self.padding, self.dilation = [int(p) for p in c.padding], list(c.dilation)
@@ -75,7 +76,9 @@ class PackedConv:
     ) -> None:
         """Append the call that writes `out`."""
         pixels = numel(out.shape) // self.cout
-        flops = 2 * pixels * self.cout * (self.cin * numel(self.kernel) + (self.shortcut_cin if second else 0))
+        flops = (
+            2 * pixels * self.cout * (self.cin * numel(self.kernel) + (self.shortcut_cin if second else 0))
+        )
         if self.winograd:
             spatial = self.kernel[0] == 1
             workspace = plan.buffer([winograd.workspace_numel(x.shape, spatial)], torch.float32)
@@ -97,7 +100,7 @@ class PackedConv:
 class PackedBlock:
     """A residual block: one pass where it is narrow, one call per convolution where it is wide."""
 
-    def __init__(self, block: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, block: blocks.Bottleneck | blocks.BasicBlock, dtype: torch.dtype) -> None:
         self.has_shortcut = block.shortcut is not None
         if isinstance(block, blocks.Bottleneck):
             self.inner = [PackedConv(block.a, dtype), PackedConv(block.b, dtype)]
@@ -165,8 +168,18 @@ class PackedStem:
             stage,
             "stem3d",
             torch.ops.slowfast._stem_run_cpu.default,
-            (Input(index), self.packed, self.shift, self.kernel, self.stride, self.relu, True,
-             self.planar, padded, out),
+            (
+                Input(index),
+                self.packed,
+                self.shift,
+                self.kernel,
+                self.stride,
+                self.relu,
+                True,
+                self.planar,
+                padded,
+                out,
+            ),
             2 * numel(conv) * numel(self.weight_shape[1:]),
             numel(clip) * 4 + nbytes(out) + self.packed.numel(),
         )

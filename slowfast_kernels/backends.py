@@ -45,7 +45,8 @@ def _from_environment() -> str:
     return name
 
 
-_current: ContextVar[str] = ContextVar("slowfast_backend", default=_from_environment())
+_asked_from_start = _from_environment()
+_current: ContextVar[str] = ContextVar("slowfast_backend", default=_asked_from_start)
 
 
 def current() -> str:

@@ -82,7 +82,9 @@ class Frozen(nn.Module):
             )
         for name, x in zip(self.config.pathways, tensors, strict=True):
             if x.device.type != "cpu":
-                raise ValueError(f"{name} clip: expected a CPU tensor (the model was frozen for it), got {x.device}")
+                raise ValueError(
+                    f"{name} clip: expected a CPU tensor (the model was frozen for it), got {x.device}"
+                )
         tensors = [x if x.dtype in DTYPES else x.float() for x in tensors]
         return [*tensors, rois]
 
@@ -124,7 +126,10 @@ class Folded(nn.Module):
         tensors = [clips] if isinstance(clips, torch.Tensor) else list(clips)
         tensors = [x.to(self.dtype) for x in tensors]
         with torch.inference_mode(), backends.use_backend(self._backend):
-            out = self.model(tensors[0] if isinstance(clips, torch.Tensor) else tensors, *([rois] if rois is not None else []))
+            out = self.model(
+                tensors[0] if isinstance(clips, torch.Tensor) else tensors,
+                *([rois] if rois is not None else []),
+            )
         return out.float()
 
     def profile(self, clips: Any, rois: torch.Tensor | None = None, *, runs: int = 5) -> list[dict[str, Any]]:
@@ -134,7 +139,15 @@ class Folded(nn.Module):
             start = time.perf_counter()
             self(clips, rois)
             samples.append(time.perf_counter() - start)
-        return [{"stage": "model", "op": "model", "seconds": statistics.median(samples[1:]), "flops": 0, "bytes": 0}]
+        return [
+            {
+                "stage": "model",
+                "op": "model",
+                "seconds": statistics.median(samples[1:]),
+                "flops": 0,
+                "bytes": 0,
+            }
+        ]
 
 
 def freeze(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:

@@ -109,7 +109,9 @@ class Plan:
     def buffer(self, shape: Sequence[int], dtype: torch.dtype) -> View:
         return View(Buffer(tuple(int(s) for s in shape), dtype))
 
-    def add(self, stage: str, op: str, run: Callable[..., Any], args: Sequence[Any], flops: int, nbytes: int) -> None:
+    def add(
+        self, stage: str, op: str, run: Callable[..., Any], args: Sequence[Any], flops: int, nbytes: int
+    ) -> None:
         for a in args:
             if isinstance(a, View):
                 b = a.buffer

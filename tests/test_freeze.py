@@ -53,11 +53,14 @@ def small_model(key: str, **more) -> torch.nn.Module:
     return model
 
 
-def clips_for(model: torch.nn.Module, batch: int = 1, seed: int = 1, crop: int | None = None) -> list[torch.Tensor]:
+def clips_for(
+    model: torch.nn.Module, batch: int = 1, seed: int = 1, crop: int | None = None
+) -> list[torch.Tensor]:
     c, g = model.config, torch.Generator().manual_seed(seed)
     side = crop or c.input.crop
     return [
-        torch.randn(batch, c.pathway(p).in_channels, c.frames_of(p), side, side, generator=g) for p in c.pathways
+        torch.randn(batch, c.pathway(p).in_channels, c.frames_of(p), side, side, generator=g)
+        for p in c.pathways
     ]
 
 
@@ -146,7 +149,7 @@ def test_threads_share_a_frozen_model() -> None:
     for t in threads:
         t.join()
     assert not wrong
-    (_, idle), = frozen._plans.values()
+    ((_, idle),) = frozen._plans.values()
     assert 1 <= len(idle) <= 4
 
 
@@ -168,7 +171,7 @@ def test_results_do_not_depend_on_threads_or_on_old_memory() -> None:
     model = scores(small_model("slowfast"))
     frozen, clips = sf.freeze(model), clips_for(model)
     expected = frozen(clips)
-    (plan, idle), = frozen._plans.values()
+    ((plan, idle),) = frozen._plans.values()
     threads = torch.get_num_threads()
     try:
         for n in (1, 2, 3):

@@ -5,7 +5,6 @@ import weakref
 from pathlib import Path
 
 import av
-import footage
 import numpy as np
 import pytest
 import torch
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import footage
 from slowfast_kernels import video
 from slowfast_kernels.video import VideoError, VideoReader
 

@@ -1,6 +1,6 @@
-// Registers the CPU ops. The schemas are in Python, beside each op's fake and autograd (slowfast_kernels/ops).
-// Stable-ABI kernels are boxed: a C++ type that differs from the schema's is not noticed, so the contract test
-// perturbs every argument.
+// Registers the CPU ops. The schemas are in Python, beside each op's fake and autograd
+// (slowfast_kernels/ops). Stable-ABI kernels are boxed: a C++ type that differs from the schema's is not
+// noticed, so the contract test perturbs every argument.
 
 #include "cpu/ops.h"
 

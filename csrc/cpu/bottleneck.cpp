@@ -14,13 +14,15 @@ void check_packed(const Tensor& packed, int64_t cout, int64_t k1, int64_t k2, in
         // k1 = taps * channels per tap is not enough: each tap is rounded up to whole steps
         need += k1 * panel_tap_bytes(s, k2, bytes);
     }
-    STD_TORCH_CHECK(packed.numel() >= need, what, ": expected at least ", need, " bytes, got ", packed.numel());
+    STD_TORCH_CHECK(packed.numel() >= need, what, ": expected at least ", need, " bytes, got ",
+                    packed.numel());
 }
 
 }  // namespace
 
-void block_run_cpu(Tensor x, Tensor packed_a, Tensor shift_a, Tensor packed_b, Tensor shift_b, Tensor packed_c,
-                   Tensor shift_c, int64_t kernel_t, int64_t stride, int64_t dilation, bool shortcut, Tensor out) {
+void block_run_cpu(Tensor x, Tensor packed_a, Tensor shift_a, Tensor packed_b, Tensor shift_b,
+                   Tensor packed_c, Tensor shift_c, int64_t kernel_t, int64_t stride, int64_t dilation,
+                   bool shortcut, Tensor out) {
     BlockArgs a{};
     a.dtype = dtype_of(x, "x");
     STD_TORCH_CHECK(a.dtype != DType::f16 && dtype_of(out, "out") == a.dtype,
@@ -40,8 +42,8 @@ void block_run_cpu(Tensor x, Tensor packed_a, Tensor shift_a, Tensor packed_b, T
     STD_TORCH_CHECK(out.size(0) == a.n && out.size(2) == a.t && a.ho == (a.h - 1) / stride + 1 &&
                         a.wo == (a.w - 1) / stride + 1,
                     "out: extent does not follow from the input's");
-    STD_TORCH_CHECK(shortcut || (stride == 1 && a.cin == a.cout), "identity shortcut: expected stride 1 and ", a.cout,
-                    " input channels, got stride ", stride, " and ", a.cin);
+    STD_TORCH_CHECK(shortcut || (stride == 1 && a.cin == a.cout), "identity shortcut: expected stride 1 and ",
+                    a.cout, " input channels, got stride ", stride, " and ", a.cin);
     check_packed(packed_a, a.cmid, kernel_t, a.cin, bytes, "packed_a");
     check_packed(packed_b, a.cmid, 9, a.cmid, bytes, "packed_b");
     check_packed(packed_c, a.cout, 1, a.cmid, bytes, "packed_c");
@@ -74,7 +76,8 @@ void block_run_cpu(Tensor x, Tensor packed_a, Tensor shift_a, Tensor packed_b, T
     cuts = cuts > a.ho ? a.ho : cuts;
     for_each_item(frames * cuts, [&](int64_t item) {
         const int64_t frame = item / cuts, cut = item % cuts;
-        k.block_item(a, frame / a.t, frame % a.t, a.ho * cut / cuts, a.ho * (cut + 1) / cuts, thread_scratch(scratch));
+        k.block_item(a, frame / a.t, frame % a.t, a.ho * cut / cuts, a.ho * (cut + 1) / cuts,
+                     thread_scratch(scratch));
     });
 }
 

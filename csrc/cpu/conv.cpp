@@ -1,4 +1,5 @@
-// Host side of the convolution: weights into panels, shapes into arguments, pixels and panels into work items.
+// Host side of the convolution: weights into panels, shapes into arguments, pixels and panels into work
+// items.
 
 #include <cstring>
 #include <mutex>
@@ -48,7 +49,8 @@ void pack_panel(const PackSource& s, int64_t cout, int64_t panel, int bytes, cha
     const int64_t steps = panel_steps(s.cin, bytes, p.pair);
     std::memset(out, 0, static_cast<size_t>(s.taps * steps * p.lanes * 4));
     for (int64_t tap = 0; tap < s.taps; ++tap) {
-        const int64_t at = (tap / (kh * kw) * w.stride(2) + tap / kw % kh * w.stride(3) + tap % kw * w.stride(4));
+        const int64_t at =
+            (tap / (kh * kw) * w.stride(2) + tap / kw % kh * w.stride(3) + tap % kw * w.stride(4));
         char* tap_out = out + tap * steps * p.lanes * 4;
         for (int64_t c = 0; c < p.channels; ++c) {
             const int64_t co = panel * kPanelChannels + c;
@@ -84,7 +86,8 @@ int64_t packed_bytes(const std::vector<PackSource>& sources, int64_t cout, int b
     return total;
 }
 
-// Pixels of an item: enough to reuse the weights of a pass, few enough to share out and to keep the rows cached.
+// Pixels of an item: enough to reuse the weights of a pass, few enough to share out and to keep the rows
+// cached.
 constexpr int64_t kItemRows = 192;
 
 }  // namespace
@@ -107,8 +110,8 @@ Tensor conv_pack_cpu(Tensor weight, std::optional<Tensor> scale, std::optional<T
     std::vector<PackSource> sources{pack_source(weight, scale)};
     if (weight2) sources.push_back(pack_source(*weight2, scale2));
     const int64_t cout = weight.size(0);
-    STD_TORCH_CHECK(!weight2 || weight2->size(0) == cout, "weight2: expected ", cout, " output channels, got ",
-                    weight2->size(0));
+    STD_TORCH_CHECK(!weight2 || weight2->size(0) == cout, "weight2: expected ", cout,
+                    " output channels, got ", weight2->size(0));
     const int bytes = bf16 ? 2 : 4;
     const int64_t panels = panel_count(cout);
     Tensor out = torch::stable::empty({packed_bytes(sources, cout, bytes, panels)}, ScalarType::Byte);
@@ -151,8 +154,8 @@ ConvSource conv_source(const Tensor& x, const int64_t* kernel, const int64_t* st
 }  // namespace
 
 void conv_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, std::optional<Tensor> residual,
-                  std::optional<Tensor> x2, Ints kernel, Ints stride, Ints padding, Ints dilation, Ints stride2,
-                  bool relu, Tensor out) {
+                  std::optional<Tensor> x2, Ints kernel, Ints stride, Ints padding, Ints dilation,
+                  Ints stride2, bool relu, Tensor out) {
     STD_TORCH_CHECK(kernel.size() == 3 && stride.size() == 3 && padding.size() == 3 && dilation.size() == 3,
                     "expected three values each for kernel, stride, padding and dilation");
     ConvArgs a{};
@@ -182,7 +185,8 @@ void conv_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, std::opt
         for (int d = 0; d < 3; ++d) {
             const int64_t span = in[d] + 2 * src.padding[d] - src.dilation[d] * (src.kernel[d] - 1) - 1;
             STD_TORCH_CHECK(src.stride[d] > 0 && span >= 0 && span / src.stride[d] + 1 == extent[d],
-                            "out: extent ", extent[d], " of axis ", d, " does not follow from the input's ", in[d]);
+                            "out: extent ", extent[d], " of axis ", d, " does not follow from the input's ",
+                            in[d]);
         }
     }
     int64_t need = 0;

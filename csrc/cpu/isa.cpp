@@ -22,13 +22,14 @@ Isa isa_found() {
 #if defined(__x86_64__)
     static const Isa found = [] {
         __builtin_cpu_init();
-        if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")))
+        if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+              __builtin_cpu_supports("f16c")))
             return Isa::none;
         if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")))
+              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")))
             return Isa::avx2;
         return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") ? Isa::avx512_bf16
-                                                                                                 : Isa::avx512;
+                                                                                            : Isa::avx512;
     }();
     return found;
 #else
@@ -43,7 +44,9 @@ std::atomic<int>& current() {
 }
 }  // namespace
 
-Isa isa_current() { return static_cast<Isa>(current().load(std::memory_order_relaxed)); }
+Isa isa_current() {
+    return static_cast<Isa>(current().load(std::memory_order_relaxed));
+}
 
 bool set_isa(Isa isa) {
     if (isa == Isa::none || static_cast<int>(isa) > static_cast<int>(isa_found())) return false;
@@ -71,8 +74,12 @@ const KernelTable& kernels() {
 
 #define SLOWFAST_EXPORT extern "C" __attribute__((visibility("default")))
 
-SLOWFAST_EXPORT int slowfast_cpu_isa_found() { return static_cast<int>(slowfast::isa_found()); }
-SLOWFAST_EXPORT int slowfast_cpu_isa() { return static_cast<int>(slowfast::isa_current()); }
+SLOWFAST_EXPORT int slowfast_cpu_isa_found() {
+    return static_cast<int>(slowfast::isa_found());
+}
+SLOWFAST_EXPORT int slowfast_cpu_isa() {
+    return static_cast<int>(slowfast::isa_current());
+}
 SLOWFAST_EXPORT int slowfast_cpu_set_isa(int isa) {
     return slowfast::set_isa(static_cast<slowfast::Isa>(isa)) ? 0 : 1;
 }

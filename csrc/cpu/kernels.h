@@ -35,8 +35,8 @@ struct ConvArgs {
     const char* zeros;  // at least max(source channels) zero elements
 };
 
-// A residual block: conv_a (k x 1 x 1) -> conv_b (1 x 3 x 3, stride, dilation) -> conv_c (1 x 1 x 1), plus the
-// identity or a strided 1 x 1 x 1 shortcut packed as a second source of conv_c.
+// A residual block: conv_a (k x 1 x 1) -> conv_b (1 x 3 x 3, stride, dilation) -> conv_c (1 x 1 x 1), plus
+// the identity or a strided 1 x 1 x 1 shortcut packed as a second source of conv_c.
 struct BlockArgs {
     DType dtype;
     const char* x;
@@ -72,7 +72,7 @@ struct WinogradArgs {
 // Convolution with few input channels (a video's 3) over a padded copy of the input, then ReLU and max-pool.
 struct StemArgs {
     DType dtype;
-    const char* padded;   // [n][t][hp][wp][cin], zero borders in h and w
+    const char* padded;  // [n][t][hp][wp][cin], zero borders in h and w
     int64_t n, t, hp, wp, cin;
     int64_t kernel[3], stride[3], pad_t;
     int64_t to, hc, wc;  // convolution output
@@ -80,8 +80,8 @@ struct StemArgs {
     const char* packed;  // one tap per (kt, kh) of kw * cin channels
     const float* shift;
     bool relu, pool;
-    char* out;             // [n][to][ho][wo] pixels
-    int64_t out_stride;    // bytes per pixel
+    char* out;           // [n][to][ho][wo] pixels
+    int64_t out_stride;  // bytes per pixel
     int64_t ho, wo;
 };
 
@@ -149,7 +149,8 @@ struct KernelTable {
     void (*stem_item)(const StemArgs&, int64_t n, int64_t t, int64_t h0, int64_t h1, char* scratch);
     int64_t (*stem_scratch)(const StemArgs&);
     void (*pad_item)(const PadArgs&, int64_t n, int64_t t);
-    // The same with pixels as lanes, for few channels: wp is the length of the even and of the odd columns' line.
+    // The same with pixels as lanes, for few channels: wp is the length of the even and of the odd columns'
+    // line.
     void (*stem_planar_item)(const StemArgs&, int64_t n, int64_t t, int64_t h0, int64_t h1, char* scratch);
     int64_t (*stem_planar_scratch)(const StemArgs&);
     void (*stem_planar_layout)(const PadArgs&, int64_t n, int64_t t);
@@ -162,11 +163,12 @@ struct KernelTable {
     void (*head_pool_item)(const HeadPoolArgs&, int64_t n, int64_t c0, int64_t c1, char* scratch);
     // Rows [r0, r1) and classes [j0, j1).
     void (*head_linear_item)(const HeadLinearArgs&, int64_t r0, int64_t r1, int64_t j0, int64_t j1);
-    // RoIAlign of bins (roi, time bin) for channels [c0, c1); its gradient for rows [y0, y1) of one frame and the
-    // slice of channels from c on. The head's: cells [cell0, cell1) reduced over time, boxes order[i0..i1) maximised.
+    // RoIAlign of bins (roi, time bin) for channels [c0, c1); its gradient for rows [y0, y1) of one frame and
+    // the slice of channels from c on. The head's: cells [cell0, cell1) reduced over time, boxes
+    // order[i0..i1) maximised.
     void (*roi_align_item)(const RoiAlignArgs&, int64_t roi, int64_t frame, int64_t c0, int64_t c1);
-    void (*roi_align_bwd_item)(const RoiAlignArgs&, int64_t clip, int64_t frame, int64_t c, int64_t y0, int64_t y1,
-                               char* scratch);
+    void (*roi_align_bwd_item)(const RoiAlignArgs&, int64_t clip, int64_t frame, int64_t c, int64_t y0,
+                               int64_t y1, char* scratch);
     void (*roi_reduce_item)(const RoiHeadArgs&, int pathway, int64_t cell0, int64_t cell1, char* scratch);
     void (*roi_max_item)(const RoiHeadArgs&, int pathway, int64_t slice, int64_t i0, int64_t i1);
     void (*roi_scatter_item)(const RoiHeadArgs&, int64_t slice);

@@ -9,22 +9,25 @@ namespace slowfast {
 Tensor conv_pack_cpu(Tensor weight, std::optional<Tensor> scale, std::optional<Tensor> weight2,
                      std::optional<Tensor> scale2, bool bf16);
 
-// out = [relu](conv(x) + conv1x1x1(x2, stride2) + shift + residual), out a channels-last tensor or channel slice.
+// out = [relu](conv(x) + conv1x1x1(x2, stride2) + shift + residual), out a channels-last tensor or channel
+// slice.
 void conv_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, std::optional<Tensor> residual,
-                  std::optional<Tensor> x2, Ints kernel, Ints stride, Ints padding, Ints dilation, Ints stride2,
-                  bool relu, Tensor out);
+                  std::optional<Tensor> x2, Ints kernel, Ints stride, Ints padding, Ints dilation,
+                  Ints stride2, bool relu, Tensor out);
 
-// out = [relu](conv(x) + shift + residual) for 1x3x3 (`spatial`) or 3x1x1 kernels of stride 1 by Winograd; `packed`
-// holds the transformed weights as 36 or 6 taps, `workspace` the transformed input.
+// out = [relu](conv(x) + shift + residual) for 1x3x3 (`spatial`) or 3x1x1 kernels of stride 1 by Winograd;
+// `packed` holds the transformed weights as 36 or 6 taps, `workspace` the transformed input.
 void winograd_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, std::optional<Tensor> residual,
                       bool spatial, bool relu, Tensor workspace, Tensor out);
 
-// A residual block with packed weights in one pass; packed_c holds the shortcut as second source if `shortcut`.
-void block_run_cpu(Tensor x, Tensor packed_a, Tensor shift_a, Tensor packed_b, Tensor shift_b, Tensor packed_c,
-                   Tensor shift_c, int64_t kernel_t, int64_t stride, int64_t dilation, bool shortcut, Tensor out);
+// A residual block with packed weights in one pass; packed_c holds the shortcut as second source if
+// `shortcut`.
+void block_run_cpu(Tensor x, Tensor packed_a, Tensor shift_a, Tensor packed_b, Tensor shift_b,
+                   Tensor packed_c, Tensor shift_c, int64_t kernel_t, int64_t stride, int64_t dilation,
+                   bool shortcut, Tensor out);
 
-// Stem convolution + shift + ReLU (+ max-pool); `padded` is workspace for the padded clip. `planar`: pixels as
-// vector lanes, for few output channels (the weights are packed differently).
+// Stem convolution + shift + ReLU (+ max-pool); `padded` is workspace for the padded clip. `planar`: pixels
+// as vector lanes, for few output channels (the weights are packed differently).
 void stem_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, Ints kernel, Ints stride, bool relu,
                   bool pool, bool planar, Tensor padded, Tensor out);
 
@@ -32,23 +35,25 @@ void stem_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, Ints ker
 void pack_run_cpu(Tensor frames, Tensor slow_index, std::vector<double> mean, std::vector<double> std,
                   int64_t fast_input, bool reverse_channels, Tensor slow, Tensor fast);
 
-// out[N, classes] = the head's scores in float32; pool_h = pool_w = 0 averages the whole map; activation 0 none,
-// 1 softmax, 2 sigmoid, at every position or on the mean of the logits. workspace: null to allocate one.
+// out[N, classes] = the head's scores in float32; pool_h = pool_w = 0 averages the whole map; activation 0
+// none, 1 softmax, 2 sigmoid, at every position or on the mean of the logits. workspace: null to allocate
+// one.
 void pool_head_run_cpu(Tensor slow, std::optional<Tensor> fast, Tensor weight, std::optional<Tensor> bias,
                        int64_t pool_h, int64_t pool_w, bool fast_first, int64_t activation, bool per_position,
                        std::optional<Tensor> workspace, Tensor out);
 
-// RoIAlign: out[K, C, T', h, w] of rois [K, 5] (mode 0, frame), [K, T, 5] (1, tube) or [K, 7] (2, volume) in float32;
-// bins as out has them. The gradient goes from grad, laid out as out, to every element of x.
+// RoIAlign: out[K, C, T', h, w] of rois [K, 5] (mode 0, frame), [K, T, 5] (1, tube) or [K, 7] (2, volume) in
+// float32; bins as out has them. The gradient goes from grad, laid out as out, to every element of x.
 void roi_align_cpu(Tensor x, Tensor rois, double spatial_scale, double temporal_scale, int64_t sampling_ratio,
                    bool aligned, int64_t mode, Tensor out);
-void roi_align_bwd_cpu(Tensor grad, Tensor rois, double spatial_scale, double temporal_scale, int64_t sampling_ratio,
-                       bool aligned, int64_t mode, Tensor x);
+void roi_align_bwd_cpu(Tensor grad, Tensor rois, double spatial_scale, double temporal_scale,
+                       int64_t sampling_ratio, bool aligned, int64_t mode, Tensor x);
 
 // Mean (or max) over time, RoIAlign, max over the bins: out[K, Cs + Cf] and the int32 bins of the maxima. The
 // gradient of one pathway goes from grad[K, C] and arg[K, C] to x; x_forward is needed for the max over time.
-void roi_head_cpu(Tensor slow, std::optional<Tensor> fast, Tensor rois, Ints output_size, double spatial_scale,
-                  int64_t sampling_ratio, bool aligned, bool max, Tensor out, Tensor arg);
+void roi_head_cpu(Tensor slow, std::optional<Tensor> fast, Tensor rois, Ints output_size,
+                  double spatial_scale, int64_t sampling_ratio, bool aligned, bool max, Tensor out,
+                  Tensor arg);
 void roi_head_bwd_cpu(Tensor grad, Tensor arg, Tensor rois, std::optional<Tensor> x_forward, Ints output_size,
                       double spatial_scale, int64_t sampling_ratio, bool aligned, bool max, Tensor x);
 

@@ -1,8 +1,9 @@
 // Layout of packed convolution weights, the same for every instruction set.
 //
 // Output channels are cut into panels of 64; the last panel is as many vectors of 16 as it needs, or the PAIR
-// panel when 8 channels or fewer are left. Inside a panel: source, tap, step of K, lane. A step of K is one unit
-// (4 bytes: one float or two bf16) per lane; in the PAIR panel two units of each channel lie side by side.
+// panel when 8 channels or fewer are left. Inside a panel: source, tap, step of K, lane. A step of K is one
+// unit (4 bytes: one float or two bf16) per lane; in the PAIR panel two units of each channel lie side by
+// side.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +18,9 @@ struct PanelShape {
 
 constexpr int kPanelChannels = 64;
 
-static inline int64_t panel_count(int64_t cout) { return (cout + kPanelChannels - 1) / kPanelChannels; }
+static inline int64_t panel_count(int64_t cout) {
+    return (cout + kPanelChannels - 1) / kPanelChannels;
+}
 
 static inline PanelShape panel_shape(int64_t cout, int64_t panel) {
     int64_t left = cout - panel * kPanelChannels;

@@ -8,7 +8,8 @@ namespace slowfast {
 void stem_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, Ints kernel, Ints stride, bool relu,
                   bool pool, bool planar, Tensor padded, Tensor out) {
     STD_TORCH_CHECK(x.dim() == 5 && out.dim() == 5, "x, out: expected 5 dimensions (N, C, T, H, W)");
-    STD_TORCH_CHECK(kernel.size() == 3 && stride.size() == 3, "expected three values each for kernel and stride");
+    STD_TORCH_CHECK(kernel.size() == 3 && stride.size() == 3,
+                    "expected three values each for kernel and stride");
     StemArgs a{};
     a.dtype = dtype_of(out, "out");
     const DType from = dtype_of(x, "x");
@@ -21,7 +22,8 @@ void stem_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, Ints ker
     for (int d = 0; d < 3; ++d) {
         a.kernel[d] = kernel[d];
         a.stride[d] = stride[d];
-        STD_TORCH_CHECK(kernel[d] % 2 == 1 && stride[d] >= 1, "expected odd kernels and strides of at least 1");
+        STD_TORCH_CHECK(kernel[d] % 2 == 1 && stride[d] >= 1,
+                        "expected odd kernels and strides of at least 1");
     }
     STD_TORCH_CHECK(kernel[0] * kernel[1] <= 256, "kernel: expected at most 256 (kt, kh) taps");
     a.pad_t = kernel[0] / 2;
@@ -50,7 +52,8 @@ void stem_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, Ints ker
     }
     STD_TORCH_CHECK(packed.numel() == need, "packed: expected ", need, " bytes, got ", packed.numel());
     const int64_t padded_bytes = a.n * a.t * a.hp * columns * a.cin * e;
-    STD_TORCH_CHECK(padded.numel() * static_cast<int64_t>(padded.element_size()) >= padded_bytes && padded.is_contiguous(),
+    STD_TORCH_CHECK(padded.numel() * static_cast<int64_t>(padded.element_size()) >= padded_bytes &&
+                        padded.is_contiguous(),
                     "padded: expected ", padded_bytes, " contiguous bytes of workspace");
     if (out.numel() == 0) return;
     a.padded = data_of(padded);
@@ -87,7 +90,8 @@ void stem_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, Ints ker
     const int64_t cuts = a.ho < 4 ? 1 : 4;
     for_each_item(frames * cuts, [&](int64_t item) {
         const int64_t frame = item / cuts, cut = item % cuts;
-        run(a, frame / a.to, frame % a.to, a.ho * cut / cuts, a.ho * (cut + 1) / cuts, thread_scratch(scratch));
+        run(a, frame / a.to, frame % a.to, a.ho * cut / cuts, a.ho * (cut + 1) / cuts,
+            thread_scratch(scratch));
     });
 }
 

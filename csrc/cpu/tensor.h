@@ -33,9 +33,13 @@ inline DType dtype_of(const Tensor& x, const char* what) {
             STD_TORCH_CHECK(false, what, ": expected float32, bfloat16 or float16");
     }
 }
-inline int64_t bytes_of(DType d) { return d == DType::f32 ? 4 : 2; }
+inline int64_t bytes_of(DType d) {
+    return d == DType::f32 ? 4 : 2;
+}
 
-inline char* data_of(const Tensor& x) { return static_cast<char*>(const_cast<void*>(x.const_data_ptr())); }
+inline char* data_of(const Tensor& x) {
+    return static_cast<char*>(const_cast<void*>(x.const_data_ptr()));
+}
 
 inline const float* floats_or_null(const std::optional<Tensor>& x, int64_t n, const char* what) {
     if (!x) return nullptr;
@@ -48,7 +52,7 @@ inline const float* floats_or_null(const std::optional<Tensor>& x, int64_t n, co
 // range is then one run of pixels.
 inline int64_t pixel_stride(const Tensor& x, const char* what) {
     STD_TORCH_CHECK(x.dim() == 5, what, ": expected 5 dimensions (N, C, T, H, W), got ", x.dim());
-    const int64_t p = x.size(4) > 1 ? x.stride(4)
+    const int64_t p = x.size(4) > 1   ? x.stride(4)
                       : x.size(3) > 1 ? x.stride(3)
                       : x.size(2) > 1 ? x.stride(2)
                       : x.size(0) > 1 ? x.stride(0)
@@ -88,8 +92,8 @@ inline char* thread_scratch(int64_t bytes) {
     return scratch.get(bytes);
 }
 
-// Runs f(item) for every item on torch's threads. Threads take the next item when they are free, so an item must
-// not depend on who runs it.
+// Runs f(item) for every item on torch's threads. Threads take the next item when they are free, so an item
+// must not depend on who runs it.
 template <class F>
 void for_each_item(int64_t items, const F& f) {
     const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());

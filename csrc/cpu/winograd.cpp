@@ -17,7 +17,8 @@ void winograd_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, std:
     a.h = x.size(3);
     a.w = x.size(4);
     a.cout = out.size(1);
-    STD_TORCH_CHECK(a.cout % 16 == 0, "Winograd convolution: expected a multiple of 16 output channels, got ", a.cout);
+    STD_TORCH_CHECK(a.cout % 16 == 0, "Winograd convolution: expected a multiple of 16 output channels, got ",
+                    a.cout);
     for (int d : {0, 2, 3, 4}) STD_TORCH_CHECK(out.size(d) == x.size(d), "out: expected the extent of x");
     if (out.numel() == 0) return;
     a.tiles_t = (a.t + 3) / 4;
@@ -33,10 +34,12 @@ void winograd_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, std:
     a.v_plane = rows * a.cin + 16;
     STD_TORCH_CHECK(workspace.scalar_type() == ScalarType::Float && workspace.is_contiguous() &&
                         workspace.numel() >= planes * a.v_plane,
-                    "workspace: expected ", planes * a.v_plane, " contiguous float32 values, got ", workspace.numel());
+                    "workspace: expected ", planes * a.v_plane, " contiguous float32 values, got ",
+                    workspace.numel());
     a.v = reinterpret_cast<float*>(data_of(workspace));
     int64_t need = 0;
-    for (int64_t p = 0; p < panel_count(a.cout); ++p) need += planes * panel_tap_bytes(panel_shape(a.cout, p), a.cin, 4);
+    for (int64_t p = 0; p < panel_count(a.cout); ++p)
+        need += planes * panel_tap_bytes(panel_shape(a.cout, p), a.cin, 4);
     STD_TORCH_CHECK(packed.numel() == need, "packed: expected ", need, " bytes, got ", packed.numel());
     a.packed = data_of(packed);
     a.shift = floats_or_null(shift, a.cout, "shift");
@@ -53,7 +56,8 @@ void winograd_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, std:
     const KernelTable& k = kernels();
     const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
     const int64_t slices = rows < 64 * threads ? threads : rows / 32;
-    for_each_item(slices, [&](int64_t i) { k.winograd_input_item(a, rows * i / slices, rows * (i + 1) / slices); });
+    for_each_item(slices,
+                  [&](int64_t i) { k.winograd_input_item(a, rows * i / slices, rows * (i + 1) / slices); });
 
     // Rows of an item: as many as reuse the weights well, as few as leave every thread several items.
     const int64_t panels = panel_count(a.cout), most = spatial ? 48 : 192;

@@ -48,10 +48,22 @@ class Bottleneck(nn.Module):
         if self.training:
             residual = x if self.shortcut is None else self.shortcut(x)
             return self.c(self.b(self.a(x)), residual)
-        layers = [self.a, self.b, self.c] + ([] if self.shortcut is None else [self.shortcut])
-        parameters = [p for layer in layers for p in (layer.conv.weight, *layer.folded())]
+        weight_s, scale_s, shift_s = None, None, None
+        if self.shortcut is not None:
+            weight_s, (scale_s, shift_s) = self.shortcut.conv.weight, self.shortcut.folded()
         return ops.bottleneck3d(
-            x, *parameters, stride=self.b.conv.stride[1], dilation=self.b.conv.dilation[1]
+            x,
+            self.a.conv.weight,
+            *self.a.folded(),
+            self.b.conv.weight,
+            *self.b.folded(),
+            self.c.conv.weight,
+            *self.c.folded(),
+            weight_s,
+            scale_s,
+            shift_s,
+            stride=self.b.conv.stride[1],
+            dilation=self.b.conv.dilation[1],
         )
 
 

@@ -74,7 +74,7 @@ class ConvBN(nn.Module):
             shift,
             residual,
             stride=conv.stride,
-            padding=conv.padding,
+            padding=[int(p) for p in conv.padding],
             dilation=conv.dilation,
             relu=self.relu,
         )

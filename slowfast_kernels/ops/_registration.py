@@ -38,10 +38,14 @@ def define_native(schema: str) -> None:
     LIBRARY.define(schema)
 
 
-def empty_channels_last(like: torch.Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> torch.Tensor:
+def empty_channels_last(
+    like: torch.Tensor, shape: Sequence[int], dtype: torch.dtype | None = None
+) -> torch.Tensor:
     """Uninitialised tensor of ``shape``: channels_last_3d strides for 5-D shapes, contiguous for others."""
     memory_format = torch.channels_last_3d if len(shape) == 5 else torch.contiguous_format
-    return torch.empty(tuple(shape), dtype=dtype or like.dtype, device=like.device, memory_format=memory_format)
+    return torch.empty(
+        tuple(shape), dtype=dtype or like.dtype, device=like.device, memory_format=memory_format
+    )
 
 
 def channels_last(x: torch.Tensor) -> torch.Tensor:
@@ -191,7 +195,9 @@ def _register_gradient(op: Op, arguments: str) -> None:
     torch.library.register_autograd(
         f"slowfast::{op.name}", backward, setup_context=setup_context, lib=LIBRARY
     )
-    assert len(names) == len(inspect.signature(op.reference).parameters), f"{op.name}: reference and schema differ"
+    assert len(names) == len(inspect.signature(op.reference).parameters), (
+        f"{op.name}: reference and schema differ"
+    )
 
 
 def as_triple(value: int | Sequence[int], name: str) -> list[int]:

@@ -7,10 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import footage
 import pytest
 import torch
 
+import footage
 from slowfast_kernels import models
 from slowfast_kernels.cli import main, measure, run, runner
 

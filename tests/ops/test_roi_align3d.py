@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from ops.parity import (
     COMPUTING,
     CPU_PROVIDERS,
@@ -18,7 +19,6 @@ from ops.parity import (
     reference,
 )
 from ops.roi_oracle import roi_align3d_oracle
-
 from slowfast_kernels import ops, use_backend
 from slowfast_kernels.ops._cases import Draw, cases_of
 from slowfast_kernels.ops.roi_align3d.cases import ODD, SCALE, boxes, rows, tubes, volumes

@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from ops.parity import COMPUTING, CPU_PROVIDERS, bits, case_named, check, check_case, check_threads, reference
 from ops.roi_oracle import align
-
 from slowfast_kernels import ops, use_backend
 from slowfast_kernels.ops._cases import Draw, cases_of
 from slowfast_kernels.ops._registration import OPS

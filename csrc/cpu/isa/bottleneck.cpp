@@ -1,7 +1,8 @@
 // A whole residual block in one pass over the rows of a frame.
 //
-// conv_a's rows live in a ring just tall enough for conv_b's window, conv_b's row in a line buffer: both stay in
-// the level-1 cache for the Fast pathway's 8 to 32 channels, and the input is read and the output written once.
+// conv_a's rows live in a ring just tall enough for conv_b's window, conv_b's row in a line buffer: both stay
+// in the level-1 cache for the Fast pathway's 8 to 32 channels, and the input is read and the output written
+// once.
 
 #include "cpu/isa/tile.h"
 #include "cpu/isa/entry.h"
@@ -10,7 +11,9 @@ namespace slowfast::SLOWFAST_ISA {
 
 namespace {
 
-constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+constexpr int64_t round_up(int64_t x, int64_t to) {
+    return (x + to - 1) / to * to;
+}
 
 struct Shape {
     int64_t ring_rows, ring_row_bytes, line_bytes, pixel;
@@ -27,8 +30,8 @@ Shape scratch_shape(const BlockArgs& a) {
 }
 
 template <class T>
-void all_panels(const Run<StridedRows>& run, const Run<StridedRows>* second, int64_t cout, const char* packed, int64_t taps,
-                Finish f, int64_t n) {
+void all_panels(const Run<StridedRows>& run, const Run<StridedRows>* second, int64_t cout, const char* packed,
+                int64_t taps, Finish f, int64_t n) {
     const int64_t panels = panel_count(cout);
     char* out = f.out;
     const char* residual = f.residual;
@@ -78,7 +81,11 @@ void block_item_typed(const BlockArgs& a, int64_t n, int64_t t, int64_t h0, int6
             if (ready + 1 < a.h)
                 for (int64_t at = 0; at < a.w * a.x_stride[3]; at += 64) __builtin_prefetch(next + at, 0, 2);
             Run<StridedRows> run{
-                {frame + ready * a.x_stride[2], offset_a, static_cast<ptrdiff_t>(a.x_stride[3])}, tap0, tap1, 0, a.cin};
+                {frame + ready * a.x_stride[2], offset_a, static_cast<ptrdiff_t>(a.x_stride[3])},
+                tap0,
+                tap1,
+                0,
+                a.cin};
             Finish f{};
             f.shift = a.shift_a;
             f.relu = true;
@@ -103,7 +110,8 @@ void block_item_typed(const BlockArgs& a, int64_t n, int64_t t, int64_t h0, int6
 
         const char* x_row = frame + t * a.x_stride[1] + h * a.stride * a.x_stride[2];
         Run<StridedRows> run_c{{line, nullptr, static_cast<ptrdiff_t>(s.pixel)}, 0, 1, 0, a.cmid};
-        Run<StridedRows> run_s{{x_row, nullptr, static_cast<ptrdiff_t>(a.stride * a.x_stride[3])}, 0, 1, 0, a.cin};
+        Run<StridedRows> run_s{
+            {x_row, nullptr, static_cast<ptrdiff_t>(a.stride * a.x_stride[3])}, 0, 1, 0, a.cin};
         Finish fc{};
         fc.shift = a.shift_c;
         fc.relu = true;

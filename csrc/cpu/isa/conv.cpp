@@ -57,8 +57,8 @@ bool is_pointwise(const ConvSource& s) {
 }
 
 template <class T>
-void run_panel(const ConvArgs& a, const TableRows* rows, const bool* pointwise, int64_t m0, int64_t m1, int64_t panel,
-               const char* b, float* partial) {
+void run_panel(const ConvArgs& a, const TableRows* rows, const bool* pointwise, int64_t m0, int64_t m1,
+               int64_t panel, const char* b, float* partial) {
     const PanelShape p = panel_shape(a.channels, panel);
     const int64_t c0 = panel * kPanelChannels;
     Finish f{};
@@ -91,11 +91,13 @@ void run_panel(const ConvArgs& a, const TableRows* rows, const bool* pointwise, 
                     f.out = a.out + m0 * a.out_stride + c0 * sizeof(T);
                 }
                 if (pointwise[s]) {
-                    StridedRows r{src.data + m0 * src.stride_w, nullptr, static_cast<ptrdiff_t>(src.stride_w)};
+                    StridedRows r{src.data + m0 * src.stride_w, nullptr,
+                                  static_cast<ptrdiff_t>(src.stride_w)};
                     Run<StridedRows> run{r, tap, tap_end, static_cast<ptrdiff_t>(k * sizeof(T)), k_end - k};
                     panel_strip<T, StridedRows, StridedRows>(run, nullptr, p.lanes, p.pair, bp, f, m1 - m0);
                 } else {
-                    Run<TableRows> run{rows[s], tap, tap_end, static_cast<ptrdiff_t>(k * sizeof(T)), k_end - k};
+                    Run<TableRows> run{rows[s], tap, tap_end, static_cast<ptrdiff_t>(k * sizeof(T)),
+                                       k_end - k};
                     panel_strip<T, TableRows, TableRows>(run, nullptr, p.lanes, p.pair, bp, f, m1 - m0);
                 }
                 first = false;

@@ -1,8 +1,8 @@
 // The stem: convolution of a 3-channel clip, shift, ReLU and 1x3x3/2 max-pool in one pass over the rows.
 //
 // In channels-last memory the kw * 3 values under a kernel row are contiguous, so each (kt, kh) is one tap of
-// kw * 3 channels and no channel is padded. Three rows of the convolution live in a ring; a pooled row is written
-// as soon as its last row is there.
+// kw * 3 channels and no channel is padded. Three rows of the convolution live in a ring; a pooled row is
+// written as soon as its last row is there.
 
 #include "cpu/isa/tile.h"
 #include "cpu/isa/entry.h"
@@ -11,7 +11,9 @@ namespace slowfast::SLOWFAST_ISA {
 
 namespace {
 
-constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+constexpr int64_t round_up(int64_t x, int64_t to) {
+    return (x + to - 1) / to * to;
+}
 
 template <class T>
 int64_t row_bytes(const StemArgs& a) {
@@ -48,8 +50,8 @@ void conv_row(const StemArgs& a, int64_t n, int64_t t, int64_t h, char* out, int
         f.relu = a.relu;
         f.out = out + p * kPanelChannels * e;
         f.out_stride = out_stride;
-        panel_strip<T, StridedRows, StridedRows>(run, nullptr, ps.lanes, ps.pair, packed + run.tap0 * tap_bytes, f,
-                                                 a.wc);
+        panel_strip<T, StridedRows, StridedRows>(run, nullptr, ps.lanes, ps.pair,
+                                                 packed + run.tap0 * tap_bytes, f, a.wc);
         packed += static_cast<int64_t>(taps_t) * taps_h * tap_bytes;
     }
 }
@@ -75,7 +77,8 @@ template <class T>
 void stem_item_typed(const StemArgs& a, int64_t n, int64_t t, int64_t h0, int64_t h1, char* scratch) {
     char* frame = a.out + (n * a.to + t) * a.ho * a.wo * a.out_stride;
     if (!a.pool) {
-        for (int64_t h = h0; h < h1; ++h) conv_row<T>(a, n, t, h, frame + h * a.wo * a.out_stride, a.out_stride);
+        for (int64_t h = h0; h < h1; ++h)
+            conv_row<T>(a, n, t, h, frame + h * a.wo * a.out_stride, a.out_stride);
         return;
     }
     const int64_t bytes = row_bytes<T>(a), pixel = a.channels * static_cast<int64_t>(sizeof(T));

@@ -1,9 +1,9 @@
 // The stem for few output channels (the Fast pathway's 8): output pixels are the vector lanes.
 //
 // The clip is first laid out in planes, one line of pixels per channel, so that the inputs of 16 neighbouring
-// output pixels are contiguous: with a stride of 2 in width, float32 lines are split into even and odd columns;
-// bfloat16 lines stay whole, and a lane takes two neighbouring columns at a time. Every weight is then one
-// broadcast used for up to 48 pixels, and no lane idles however few the channels are.
+// output pixels are contiguous: with a stride of 2 in width, float32 lines are split into even and odd
+// columns; bfloat16 lines stay whole, and a lane takes two neighbouring columns at a time. Every weight is
+// then one broadcast used for up to 48 pixels, and no lane idles however few the channels are.
 
 #include "cpu/isa/vec.h"
 #include "cpu/isa/entry.h"
@@ -19,8 +19,12 @@ constexpr int kVectors = 1, kChannels = 4;
 #endif
 constexpr int kGroup = 8;  // channels of a weight group in memory
 
-int64_t groups(const StemArgs& a) { return (a.channels + kGroup - 1) / kGroup; }
-int64_t ring_width(const StemArgs& a) { return (a.wc + kLanes - 1) / kLanes * kLanes + 2 * kLanes; }
+int64_t groups(const StemArgs& a) {
+    return (a.channels + kGroup - 1) / kGroup;
+}
+int64_t ring_width(const StemArgs& a) {
+    return (a.wc + kLanes - 1) / kLanes * kLanes + 2 * kLanes;
+}
 
 template <class T>
 constexpr int columns_per_unit() {
@@ -39,8 +43,8 @@ SF_INLINE void prefetch_line(const char* line, int64_t phase) {
 
 // Output pixels [w0, w0 + NV * 16) of one row for channels [c0, c0 + kChannels) of a group.
 template <class T, int NV>
-SF_INLINE void pixels(const StemArgs& a, const char* const* lines, int64_t count, const char* weights, int64_t w0,
-                      int c0, int64_t first_channel, float* row, int64_t row_stride) {
+SF_INLINE void pixels(const StemArgs& a, const char* const* lines, int64_t count, const char* weights,
+                      int64_t w0, int c0, int64_t first_channel, float* row, int64_t row_stride) {
     constexpr int kColumns = columns_per_unit<T>();
     const int units = static_cast<int>((a.kernel[2] + kColumns - 1) / kColumns);
     const bool half = kColumns == 2 && a.kernel[2] % 2;  // the last unit's second column is a neighbour's
@@ -96,7 +100,9 @@ void conv_row(const StemArgs& a, int64_t n, int64_t t, int64_t h, float* row) {
     for (int64_t kt = kt0; kt < kt1; ++kt)
         for (int64_t kh = 0; kh < a.kernel[1]; ++kh)
             for (int64_t c = 0; c < a.cin; ++c)
-                lines[count++] = a.padded + ((((n * a.t + t_first + kt) * a.hp + h * a.stride[1] + kh) * a.cin) + c) * line;
+                lines[count++] =
+                    a.padded +
+                    ((((n * a.t + t_first + kt) * a.hp + h * a.stride[1] + kh) * a.cin) + c) * line;
     const int64_t units = (a.kernel[2] + columns_per_unit<T>() - 1) / columns_per_unit<T>();
     const char* weights = a.packed + kt0 * a.kernel[1] * a.cin * units * groups(a) * kGroup * 4;
     const int64_t vectors = (a.wc + kLanes - 1) / kLanes, width = ring_width(a);
@@ -106,11 +112,15 @@ void conv_row(const StemArgs& a, int64_t n, int64_t t, int64_t h, float* row) {
                 const char* w = weights + g * kGroup * 4;
                 const int64_t left = vectors - v;
                 // 4 vectors left are two pairs: a single one would leave the registers idle
-                const int nv = left < kVectors ? static_cast<int>(left) : left == 4 && kVectors == 3 ? 2 : kVectors;
+                const int nv = left < kVectors              ? static_cast<int>(left)
+                               : left == 4 && kVectors == 3 ? 2
+                                                            : kVectors;
                 if (nv == 3)
-                    pixels<T, (kVectors < 3 ? 1 : 3)>(a, lines, count, w, v * kLanes, c0, g * kGroup, row, width);
+                    pixels<T, (kVectors < 3 ? 1 : 3)>(a, lines, count, w, v * kLanes, c0, g * kGroup, row,
+                                                      width);
                 else if (nv == 2)
-                    pixels<T, (kVectors < 2 ? 1 : 2)>(a, lines, count, w, v * kLanes, c0, g * kGroup, row, width);
+                    pixels<T, (kVectors < 2 ? 1 : 2)>(a, lines, count, w, v * kLanes, c0, g * kGroup, row,
+                                                      width);
                 else
                     pixels<T, 1>(a, lines, count, w, v * kLanes, c0, g * kGroup, row, width);
                 v += nv;
@@ -153,10 +163,11 @@ void item(const StemArgs& a, int64_t n, int64_t t, int64_t h0, int64_t h1, char*
             float* tall = pooled + c * width;
             for (int64_t w = 0; w < a.wc; w += kLanes) {
                 V m = load(ring + y0 % 3 * plane + c * width + w);
-                for (int64_t y = y0 + 1; y < y1; ++y) m = max_nan(load(ring + y % 3 * plane + c * width + w), m);
+                for (int64_t y = y0 + 1; y < y1; ++y)
+                    m = max_nan(load(ring + y % 3 * plane + c * width + w), m);
                 store(tall + w, m);
             }
-            tall[-1] = tall[a.wc] = lowest;  // outside the row
+            tall[-1] = tall[a.wc] = lowest;               // outside the row
             for (int64_t w = 0; w < a.wo; w += kLanes) {  // in place: later pixels read further right only
                 const float* p = tall + 2 * w - 1;
                 const V left = load(p), right = load(p + kLanes);
@@ -193,7 +204,8 @@ void layout(const PadArgs& a, int64_t n, int64_t t) {
             memset(out, 0, static_cast<size_t>(columns) * sizeof(To));
             const int64_t y = h - a.pad_h;
             if (y < 0 || y >= a.h) continue;
-            const char* row = a.x + n * a.x_stride[0] + c * a.x_stride[1] + t * a.x_stride[2] + y * a.x_stride[3];
+            const char* row =
+                a.x + n * a.x_stride[0] + c * a.x_stride[1] + t * a.x_stride[2] + y * a.x_stride[3];
             if constexpr (sizeof(To) == 4) {
                 const int64_t first = a.pad_w, second = a.pad_w + 1;  // columns that w = 0 and w = 1 go to
                 To* even = out + (first & 1) * a.wp + (first >> 1);
@@ -215,7 +227,8 @@ void layout(const PadArgs& a, int64_t n, int64_t t) {
                     store_any(out + a.pad_w + w, load_any(src + w, m), m);
                 }
             } else {
-                for (int64_t w = 0; w < a.w; ++w) store_n(out + a.pad_w + w, set1(read<From>(row + w * a.x_stride[4])), 1);
+                for (int64_t w = 0; w < a.w; ++w)
+                    store_n(out + a.pad_w + w, set1(read<From>(row + w * a.x_stride[4])), 1);
             }
         }
 }

@@ -1,9 +1,9 @@
 // 16 float lanes, the same operations for every instruction set.
 //
-// Included only by files of csrc/cpu/isa, which CMake compiles once per instruction set with SLOWFAST_ISA set.
-// Everything here is in a namespace of that name: a template shared between the builds could be merged by the
-// linker into its AVX-512 form and then run on a machine without it. For the same reason these files include no
-// C++ standard header with inline functions.
+// Included only by files of csrc/cpu/isa, which CMake compiles once per instruction set with SLOWFAST_ISA
+// set. Everything here is in a namespace of that name: a template shared between the builds could be merged
+// by the linker into its AVX-512 form and then run on a machine without it. For the same reason these files
+// include no C++ standard header with inline functions.
 #pragma once
 
 #include <immintrin.h>
@@ -31,21 +31,49 @@ struct V {
 };
 using Mask = __mmask16;
 
-SF_INLINE Mask mask_n(int n) { return static_cast<Mask>((1u << n) - 1u); }  // first n lanes, n <= 16
-SF_INLINE V zero() { return {_mm512_setzero_ps()}; }
-SF_INLINE V set1(float x) { return {_mm512_set1_ps(x)}; }
-SF_INLINE V load(const float* p) { return {_mm512_loadu_ps(p)}; }
-SF_INLINE V load_n(const float* p, int n) { return {_mm512_maskz_loadu_ps(mask_n(n), p)}; }
-SF_INLINE void store(float* p, V a) { _mm512_storeu_ps(p, a.v); }
-SF_INLINE void store_n(float* p, V a, int n) { _mm512_mask_storeu_ps(p, mask_n(n), a.v); }
-SF_INLINE V add(V a, V b) { return {_mm512_add_ps(a.v, b.v)}; }
-SF_INLINE V sub(V a, V b) { return {_mm512_sub_ps(a.v, b.v)}; }
-SF_INLINE V mul(V a, V b) { return {_mm512_mul_ps(a.v, b.v)}; }
-SF_INLINE V div(V a, V b) { return {_mm512_div_ps(a.v, b.v)}; }
-SF_INLINE V fma(V a, V b, V c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
-SF_INLINE V fnma(V a, V b, V c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }  // c - a*b
+SF_INLINE Mask mask_n(int n) {
+    return static_cast<Mask>((1u << n) - 1u);
+}  // first n lanes, n <= 16
+SF_INLINE V zero() {
+    return {_mm512_setzero_ps()};
+}
+SF_INLINE V set1(float x) {
+    return {_mm512_set1_ps(x)};
+}
+SF_INLINE V load(const float* p) {
+    return {_mm512_loadu_ps(p)};
+}
+SF_INLINE V load_n(const float* p, int n) {
+    return {_mm512_maskz_loadu_ps(mask_n(n), p)};
+}
+SF_INLINE void store(float* p, V a) {
+    _mm512_storeu_ps(p, a.v);
+}
+SF_INLINE void store_n(float* p, V a, int n) {
+    _mm512_mask_storeu_ps(p, mask_n(n), a.v);
+}
+SF_INLINE V add(V a, V b) {
+    return {_mm512_add_ps(a.v, b.v)};
+}
+SF_INLINE V sub(V a, V b) {
+    return {_mm512_sub_ps(a.v, b.v)};
+}
+SF_INLINE V mul(V a, V b) {
+    return {_mm512_mul_ps(a.v, b.v)};
+}
+SF_INLINE V div(V a, V b) {
+    return {_mm512_div_ps(a.v, b.v)};
+}
+SF_INLINE V fma(V a, V b, V c) {
+    return {_mm512_fmadd_ps(a.v, b.v, c.v)};
+}
+SF_INLINE V fnma(V a, V b, V c) {
+    return {_mm512_fnmadd_ps(a.v, b.v, c.v)};
+}  // c - a*b
 // maxps returns its second operand when either is NaN, so NaN passes and only numbers are clamped.
-SF_INLINE V relu(V a) { return {_mm512_max_ps(_mm512_setzero_ps(), a.v)}; }
+SF_INLINE V relu(V a) {
+    return {_mm512_max_ps(_mm512_setzero_ps(), a.v)};
+}
 // Maximum that keeps a NaN of either side, as PyTorch's max-pool does.
 SF_INLINE V max_nan(V a, V b) {
     __m512 m = _mm512_max_ps(a.v, b.v);
@@ -61,12 +89,22 @@ SF_INLINE V bcast64(const void* p) {
     memcpy(&x, p, 8);
     return {_mm512_castpd_ps(_mm512_set1_pd(x))};
 }
-SF_INLINE V bcast64_bits(uint64_t x) { return {_mm512_castsi512_ps(_mm512_set1_epi64(static_cast<long long>(x)))}; }
-SF_INLINE V bcast32_bits(uint32_t x) { return {_mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(x)))}; }
+SF_INLINE V bcast64_bits(uint64_t x) {
+    return {_mm512_castsi512_ps(_mm512_set1_epi64(static_cast<long long>(x)))};
+}
+SF_INLINE V bcast32_bits(uint32_t x) {
+    return {_mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(x)))};
+}
 
-SF_INLINE V widen(__m256i h) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))}; }
-SF_INLINE V load(const bf16* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
-SF_INLINE V load_n(const bf16* p, int n) { return widen(_mm256_maskz_loadu_epi16(mask_n(n), p)); }
+SF_INLINE V widen(__m256i h) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))};
+}
+SF_INLINE V load(const bf16* p) {
+    return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+SF_INLINE V load_n(const bf16* p, int n) {
+    return widen(_mm256_maskz_loadu_epi16(mask_n(n), p));
+}
 SF_INLINE __m256i narrow(V a) {
 #if defined(__AVX512BF16__)
     return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.v));
@@ -78,11 +116,19 @@ SF_INLINE __m256i narrow(V a) {
     return _mm512_cvtepi32_epi16(_mm512_mask_set1_epi32(r, nan, 0x7fc0));
 #endif
 }
-SF_INLINE void store(bf16* p, V a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(a)); }
-SF_INLINE void store_n(bf16* p, V a, int n) { _mm256_mask_storeu_epi16(p, mask_n(n), narrow(a)); }
+SF_INLINE void store(bf16* p, V a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(a));
+}
+SF_INLINE void store_n(bf16* p, V a, int n) {
+    _mm256_mask_storeu_epi16(p, mask_n(n), narrow(a));
+}
 
-SF_INLINE V load(const f16* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
-SF_INLINE V load_n(const f16* p, int n) { return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask_n(n), p))}; }
+SF_INLINE V load(const f16* p) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+SF_INLINE V load_n(const f16* p, int n) {
+    return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask_n(n), p))};
+}
 SF_INLINE void store(f16* p, V a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
 }
@@ -128,7 +174,9 @@ SF_INLINE V fold_pairs(V a) {
     __m512 s = _mm512_add_ps(a.v, _mm512_permute_ps(a.v, 0xb1));
     return {_mm512_maskz_compress_ps(0x5555, s)};
 }
-SF_INLINE float sum(V a) { return _mm512_reduce_add_ps(a.v); }
+SF_INLINE float sum(V a) {
+    return _mm512_reduce_add_ps(a.v);
+}
 
 #else  // AVX2 and FMA
 
@@ -140,9 +188,15 @@ SF_INLINE __m256i mask8(int n) {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane);
 }
-SF_INLINE V zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
-SF_INLINE V set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
-SF_INLINE V load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+SF_INLINE V zero() {
+    return {_mm256_setzero_ps(), _mm256_setzero_ps()};
+}
+SF_INLINE V set1(float x) {
+    return {_mm256_set1_ps(x), _mm256_set1_ps(x)};
+}
+SF_INLINE V load(const float* p) {
+    return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
+}
 SF_INLINE V load_n(const float* p, int n) {
     return {_mm256_maskload_ps(p, mask8(n)), _mm256_maskload_ps(p + 8, mask8(n - 8))};
 }
@@ -154,11 +208,21 @@ SF_INLINE void store_n(float* p, V a, int n) {
     _mm256_maskstore_ps(p, mask8(n), a.lo);
     _mm256_maskstore_ps(p + 8, mask8(n - 8), a.hi);
 }
-SF_INLINE V add(V a, V b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
-SF_INLINE V sub(V a, V b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
-SF_INLINE V mul(V a, V b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
-SF_INLINE V div(V a, V b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
-SF_INLINE V fma(V a, V b, V c) { return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)}; }
+SF_INLINE V add(V a, V b) {
+    return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)};
+}
+SF_INLINE V sub(V a, V b) {
+    return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)};
+}
+SF_INLINE V mul(V a, V b) {
+    return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)};
+}
+SF_INLINE V div(V a, V b) {
+    return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)};
+}
+SF_INLINE V fma(V a, V b, V c) {
+    return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+}
 SF_INLINE V fnma(V a, V b, V c) {
     return {_mm256_fnmadd_ps(a.lo, b.lo, c.lo), _mm256_fnmadd_ps(a.hi, b.hi, c.hi)};
 }
@@ -168,7 +232,9 @@ SF_INLINE V relu(V a) {
 SF_INLINE __m256 max_nan8(__m256 a, __m256 b) {
     return _mm256_blendv_ps(_mm256_max_ps(a, b), a, _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
 }
-SF_INLINE V max_nan(V a, V b) { return {max_nan8(a.lo, b.lo), max_nan8(a.hi, b.hi)}; }
+SF_INLINE V max_nan(V a, V b) {
+    return {max_nan8(a.lo, b.lo), max_nan8(a.hi, b.hi)};
+}
 SF_INLINE V bcast32(const void* p) {
     float x;
     memcpy(&x, p, 4);
@@ -180,8 +246,12 @@ SF_INLINE V bcast64(const void* p) {
     __m256 v = _mm256_castpd_ps(_mm256_set1_pd(x));
     return {v, v};
 }
-SF_INLINE V bcast64_bits(uint64_t x) { return bcast64(&x); }
-SF_INLINE V bcast32_bits(uint32_t x) { return bcast32(&x); }
+SF_INLINE V bcast64_bits(uint64_t x) {
+    return bcast64(&x);
+}
+SF_INLINE V bcast32_bits(uint32_t x) {
+    return bcast32(&x);
+}
 
 SF_INLINE __m256 widen8(__m128i h) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
@@ -196,7 +266,9 @@ SF_INLINE V load_n_through(const T* p, int n) {  // no 16-bit masked loads here:
     memcpy(tmp, p, sizeof(T) * static_cast<size_t>(n));
     return load(tmp);
 }
-SF_INLINE V load_n(const bf16* p, int n) { return load_n_through(p, n); }
+SF_INLINE V load_n(const bf16* p, int n) {
+    return load_n_through(p, n);
+}
 SF_INLINE __m128i narrow8(__m256 a) {
     __m256i u = _mm256_castps_si256(a);
     __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
@@ -217,19 +289,25 @@ SF_INLINE void store_n_through(T* p, V a, int n) {
     store(tmp, a);
     memcpy(p, tmp, sizeof(T) * static_cast<size_t>(n));
 }
-SF_INLINE void store_n(bf16* p, V a, int n) { store_n_through(p, a, n); }
+SF_INLINE void store_n(bf16* p, V a, int n) {
+    store_n_through(p, a, n);
+}
 
 SF_INLINE V load(const f16* p) {
     const __m128i* q = reinterpret_cast<const __m128i*>(p);
     return {_mm256_cvtph_ps(_mm_loadu_si128(q)), _mm256_cvtph_ps(_mm_loadu_si128(q + 1))};
 }
-SF_INLINE V load_n(const f16* p, int n) { return load_n_through(p, n); }
+SF_INLINE V load_n(const f16* p, int n) {
+    return load_n_through(p, n);
+}
 SF_INLINE void store(f16* p, V a) {
     __m128i* q = reinterpret_cast<__m128i*>(p);
     _mm_storeu_si128(q, _mm256_cvtps_ph(a.lo, _MM_FROUND_TO_NEAREST_INT));
     _mm_storeu_si128(q + 1, _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT));
 }
-SF_INLINE void store_n(f16* p, V a, int n) { store_n_through(p, a, n); }
+SF_INLINE void store_n(f16* p, V a, int n) {
+    store_n_through(p, a, n);
+}
 
 template <class T>
 inline V dot(V acc, V a, V b);
@@ -257,8 +335,12 @@ template <int PICK>
 SF_INLINE __m256 pick8(__m256 a, __m256 b) {
     return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(_mm256_shuffle_ps(a, b, PICK)), 0xd8));
 }
-SF_INLINE V evens(V a, V b) { return {pick8<0x88>(a.lo, a.hi), pick8<0x88>(b.lo, b.hi)}; }
-SF_INLINE V odds(V a, V b) { return {pick8<0xdd>(a.lo, a.hi), pick8<0xdd>(b.lo, b.hi)}; }
+SF_INLINE V evens(V a, V b) {
+    return {pick8<0x88>(a.lo, a.hi), pick8<0x88>(b.lo, b.hi)};
+}
+SF_INLINE V odds(V a, V b) {
+    return {pick8<0xdd>(a.lo, a.hi), pick8<0xdd>(b.lo, b.hi)};
+}
 SF_INLINE V fold_pairs(V a) {
     __m256 h = _mm256_hadd_ps(a.lo, a.hi);
     h = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(h), 0xd8));
@@ -273,9 +355,15 @@ SF_INLINE float sum(V a) {
 
 #endif
 
-SF_INLINE V load_any(const float* p, int n) { return n >= kLanes ? load(p) : load_n(p, n); }
-SF_INLINE V load_any(const bf16* p, int n) { return n >= kLanes ? load(p) : load_n(p, n); }
-SF_INLINE V load_any(const f16* p, int n) { return n >= kLanes ? load(p) : load_n(p, n); }
+SF_INLINE V load_any(const float* p, int n) {
+    return n >= kLanes ? load(p) : load_n(p, n);
+}
+SF_INLINE V load_any(const bf16* p, int n) {
+    return n >= kLanes ? load(p) : load_n(p, n);
+}
+SF_INLINE V load_any(const f16* p, int n) {
+    return n >= kLanes ? load(p) : load_n(p, n);
+}
 template <class T>
 SF_INLINE void store_any(T* p, V a, int n) {
     if (n >= kLanes)

@@ -1,8 +1,9 @@
 // Winograd convolution in float32: F(4, 3) along time for 3x1x1 kernels, F(4x4, 3x3) for 1x3x3 kernels.
 //
-// Three stages. The input transform turns each tile of 6 (6 x 6) inputs into 6 (36) planes of rows; per plane one
-// GEMM over the input channels; the output transform turns 6 (36) sums back into 4 (4 x 4) outputs and finishes
-// them with shift, residual and ReLU. Interpolation points 0, 1, -1, 2, -2 and infinity (Lavin and Gray 2015).
+// Three stages. The input transform turns each tile of 6 (6 x 6) inputs into 6 (36) planes of rows; per plane
+// one GEMM over the input channels; the output transform turns 6 (36) sums back into 4 (4 x 4) outputs and
+// finishes them with shift, residual and ReLU. Interpolation points 0, 1, -1, 2, -2 and infinity (Lavin and
+// Gray 2015).
 
 #include "cpu/isa/tile.h"
 #include "cpu/isa/entry.h"
@@ -11,7 +12,9 @@ namespace slowfast::SLOWFAST_ISA {
 
 namespace {
 
-SF_INLINE V scaled(float s, V a, V b) { return fma(set1(s), a, b); }  // s * a + b
+SF_INLINE V scaled(float s, V a, V b) {
+    return fma(set1(s), a, b);
+}  // s * a + b
 
 // One axis of the input transform: 6 values -> 6.
 SF_INLINE void transform_input(const V d[6], V out[6]) {
@@ -48,16 +51,19 @@ Tile tile_of(const WinogradArgs& a, int64_t row) {
     return {rest / a.tiles_t, rest % a.tiles_t * 4, pixel / a.w, pixel % a.w};
 }
 
-SF_INLINE V load_or_zero(const float* p, int n) { return p ? load_any(p, n) : zero(); }
+SF_INLINE V load_or_zero(const float* p, int n) {
+    return p ? load_any(p, n) : zero();
+}
 
 void input_temporal(const WinogradArgs& a, int64_t row) {
     const Tile tile = tile_of(a, row);
     const float* in[6];
     for (int i = 0; i < 6; ++i) {
         const int64_t t = tile.t + i - 1;
-        in[i] = t < 0 || t >= a.t ? nullptr
-                                  : reinterpret_cast<const float*>(a.x + tile.n * a.x_stride[0] + t * a.x_stride[1] +
-                                                                   tile.h * a.x_stride[2] + tile.w * a.x_stride[3]);
+        in[i] = t < 0 || t >= a.t
+                    ? nullptr
+                    : reinterpret_cast<const float*>(a.x + tile.n * a.x_stride[0] + t * a.x_stride[1] +
+                                                     tile.h * a.x_stride[2] + tile.w * a.x_stride[3]);
     }
     float* out = a.v + row * a.cin;
     for (int64_t c = 0; c < a.cin; c += kLanes) {
@@ -78,7 +84,8 @@ void input_spatial(const WinogradArgs& a, int64_t row) {
             const int64_t h = tile.h + i - 1, w = tile.w + j - 1;
             const bool inside = h >= 0 && h < a.h && w >= 0 && w < a.w;
             in[i * 6 + j] =
-                inside ? reinterpret_cast<const float*>(frame + h * a.x_stride[2] + w * a.x_stride[3]) : nullptr;
+                inside ? reinterpret_cast<const float*>(frame + h * a.x_stride[2] + w * a.x_stride[3])
+                       : nullptr;
         }
     float* out = a.v + row * a.cin;
     for (int64_t c = 0; c < a.cin; c += kLanes) {
@@ -98,16 +105,20 @@ void input_spatial(const WinogradArgs& a, int64_t row) {
     }
 }
 
-SF_INLINE void finish_pixel(const WinogradArgs& a, int64_t n, int64_t t, int64_t h, int64_t w, int64_t c, int left, V v) {
+SF_INLINE void finish_pixel(const WinogradArgs& a, int64_t n, int64_t t, int64_t h, int64_t w, int64_t c,
+                            int left, V v) {
     const int64_t pixel = ((n * a.t + t) * a.h + h) * a.w + w;
     if (a.shift) v = add(v, load_any(a.shift + c, left));
-    if (a.residual) v = add(v, load_any(reinterpret_cast<const float*>(a.residual + pixel * a.residual_stride) + c, left));
+    if (a.residual)
+        v = add(v,
+                load_any(reinterpret_cast<const float*>(a.residual + pixel * a.residual_stride) + c, left));
     if (a.relu) v = relu(v);
     store_any(reinterpret_cast<float*>(a.out + pixel * a.out_stride) + c, v, left);
 }
 
 // Sums of one row of a panel, m[plane] at `plane_stride` floats, into its outputs.
-void output_row(const WinogradArgs& a, int64_t row, const float* m, int64_t plane_stride, int64_t c0, int channels) {
+void output_row(const WinogradArgs& a, int64_t row, const float* m, int64_t plane_stride, int64_t c0,
+                int channels) {
     const Tile tile = tile_of(a, row);
     for (int c = 0; c < channels; c += kLanes) {
         const int left = channels - c;
@@ -142,7 +153,8 @@ void winograd_input_item(const WinogradArgs& a, int64_t r0, int64_t r1) {
 }
 
 void winograd_gemm_item(const WinogradArgs& a, int64_t r0, int64_t r1, int64_t panel, char* scratch) {
-    constexpr int64_t kStepsPerPass = 1024;  // as in conv.cpp: the weights of a pass stay in the level-2 cache
+    constexpr int64_t kStepsPerPass =
+        1024;  // as in conv.cpp: the weights of a pass stay in the level-2 cache
     const PanelShape p = panel_shape(a.cout, panel);
     const int planes = a.spatial ? 36 : 6;
     const int64_t rows = r1 - r0, plane_stride = rows * p.lanes;

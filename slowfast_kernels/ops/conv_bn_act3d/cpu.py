@@ -7,7 +7,9 @@ import torch
 from .._registration import channels_last, define_native, empty_channels_last
 from .op import output_shape
 
-define_native("_conv_pack_cpu(Tensor weight, Tensor? scale, Tensor? weight2, Tensor? scale2, bool bf16) -> Tensor")
+define_native(
+    "_conv_pack_cpu(Tensor weight, Tensor? scale, Tensor? weight2, Tensor? scale2, bool bf16) -> Tensor"
+)
 define_native(
     "_conv_run_cpu(Tensor x, Tensor packed, Tensor? shift, Tensor? residual, Tensor? x2, int[] kernel, int[] stride,"
     " int[] padding, int[] dilation, int[] stride2, bool relu, Tensor(a!) out) -> ()"

@@ -12,7 +12,11 @@ from .reference import conv_bn_act3d_reference
 
 
 def output_shape(
-    x: Sequence[int], weight: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+    x: Sequence[int],
+    weight: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
 ) -> list[int]:
     """[N, Cout, To, Ho, Wo] of a convolution."""
     extents = [

@@ -36,7 +36,11 @@ LEAST_CHANNELS = 64
 
 
 def pays(
-    weight: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], dtype: torch.dtype
+    weight: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    dtype: torch.dtype,
 ) -> bool:
     """Whether a convolution of this weight shape [Cout, Cin, kt, kh, kw] has a Winograd form that is faster."""
     cout, cin, *kernel = weight

@@ -126,6 +126,7 @@ def contract(draw: Draw) -> Contract:
         return {**change, "out": out, "slow": out[:, :channels]}
 
     # every change again with the result going into a buffer, which is another entry of the library
-    changes["out"] = [into_buffer(change) for several in [[{}], *changes.values()] for change in several]
+    single: list[list[dict[str, Any]]] = [[{}], *changes.values()]
+    changes["out"] = [into_buffer(change) for several in single for change in several]
     changes["kind"].append(kind("none"))
     return Contract(base, changes)

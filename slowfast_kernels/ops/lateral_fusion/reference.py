@@ -13,7 +13,11 @@ KINDS = ("conv", "time_to_channel_concat", "time_to_channel_sum", "time_sample")
 def time_to_channel(fast: torch.Tensor, alpha: int) -> torch.Tensor:
     """[N, C, alpha * T, H, W] -> [N, alpha * C, T, H, W]; channel a * C + c holds frame t * alpha + a."""
     n, c, t, h, w = fast.shape
-    return fast.reshape(n, c, t // alpha, alpha, h, w).permute(0, 3, 1, 2, 4, 5).reshape(n, alpha * c, t // alpha, h, w)
+    return (
+        fast.reshape(n, c, t // alpha, alpha, h, w)
+        .permute(0, 3, 1, 2, 4, 5)
+        .reshape(n, alpha * c, t // alpha, h, w)
+    )
 
 
 def lateral_fusion_reference(

@@ -31,7 +31,9 @@ def planar(weight: Sequence[int], stride: Sequence[int]) -> bool:
     return co <= PLANAR_CHANNELS and stride[2] == 2 and kt * kh * ci <= 1024
 
 
-def pack(weight: torch.Tensor, scale: torch.Tensor | None, stride: Sequence[int], *, dtype: torch.dtype) -> torch.Tensor:
+def pack(
+    weight: torch.Tensor, scale: torch.Tensor | None, stride: Sequence[int], *, dtype: torch.dtype
+) -> torch.Tensor:
     """Weights as the stem reads them.
 
     Panels: under one kernel row the kw * Cin values of a pixel row are contiguous. Planar: [kt, kh, Cin, columns,

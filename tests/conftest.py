@@ -1,0 +1,75 @@
+"""Every test: seeded, on poisoned memory. The end of the run says what was not run, and why."""
+
+import random
+from collections import Counter
+
+import numpy
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from slowfast_kernels.testing import poisoned_memory, provider_missing, use_provider
+
+settings.register_profile(
+    "default",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    max_examples=25,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+# new draws every time: pytest --hypothesis-profile=explore
+settings.register_profile(
+    "explore", settings.get_profile("default"), derandomize=False, max_examples=1000, print_blob=True
+)
+settings.load_profile("default")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--run-slow", action="store_true", help="also the tests marked slow: minutes, or up to 24 GiB"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if item.get_closest_marker("slow") and not config.getoption("--run-slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: run with --run-slow"))
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device is available"))
+
+
+@pytest.fixture(autouse=True)
+def seeded_and_poisoned():
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.manual_seed(0)
+    with poisoned_memory():
+        yield
+
+
+@pytest.fixture
+def provider(request):
+    """Runs the test's ops on the provider it is parametrised with; skips where this machine lacks it."""
+    reason = provider_missing(request.param)
+    if reason:
+        pytest.skip(f"provider {request.param}: {reason}")
+    with use_provider(request.param):
+        yield request.param
+
+
+def pytest_terminal_summary(terminalreporter):
+    reasons = Counter()
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reasons[reason.removeprefix("Skipped: ")] += 1
+    for report in terminalreporter.stats.get("xfailed", []):
+        reasons[f"expected to fail: {report.wasxfail}"] += 1
+    deselected = len(terminalreporter.stats.get("deselected", []))
+    if deselected:
+        reasons["deselected on the command line"] += deselected
+    terminalreporter.section("not run")
+    if not reasons:
+        terminalreporter.line("nothing: every test was run")
+    for reason, count in sorted(reasons.items(), key=lambda item: -item[1]):
+        terminalreporter.line(f"{count:5d} test{'s' if count > 1 else ' '}  {reason}")

@@ -1,0 +1,115 @@
+"""What the parity tests of all ops share: one call on a provider against the reference in float64."""
+
+import functools
+
+import torch
+
+from slowfast_kernels import backends, ops
+from slowfast_kernels.ops._cases import Case, cases_of
+from slowfast_kernels.testing import (
+    assert_close,
+    assert_gradient,
+    assert_no_worse,
+    relative_l2,
+    to_float64,
+    with_gradients,
+)
+
+#: Providers that compute something of their own, as parameters of the `provider` fixture.
+COMPUTING = ("cpu:avx2", "cpu:avx512", "cpu:avx512_bf16")
+CPU_PROVIDERS = ("reference", *COMPUTING)
+
+#: Height and width of real layers are divided by this: every channel count and kernel, few pixels.
+SHRINK = 8
+
+
+def outputs(result):
+    """The tensors of a result, as a list."""
+    return [result] if isinstance(result, torch.Tensor) else list(result)
+
+
+def call(op, args, kwargs):
+    """The public function's results, as a list."""
+    return outputs(getattr(ops, op)(*args, **kwargs))
+
+
+def reference(op, args, kwargs):
+    """The same in plain PyTorch, in the type of the arguments."""
+    with backends.use_backend("reference"):
+        return call(op, args, kwargs)
+
+
+def case_named(op: str, name: str) -> Case:
+    return next(case for case in cases_of(op) if case.name == name)
+
+
+@functools.lru_cache(maxsize=4)
+def expected_of(op: str, name: str, dtype: torch.dtype):
+    """(float64 results, PyTorch's own in `dtype`) of a case: computed once for all providers."""
+    case = case_named(op, name)
+    exact = reference(op, *to_float64(case.args(dtype=dtype, shrink=SHRINK)))
+    return exact, reference(op, *case.args(dtype=dtype, shrink=SHRINK))
+
+
+def check(got, exact, peer, reduction, what):
+    """float32 within the tolerance of its sums, lower precision within twice PyTorch's own error."""
+    assert len(got) == len(exact) == len(peer)
+    for g, e, p in zip(got, exact, peer, strict=True):
+        assert g.dtype == p.dtype, f"{what}: expected {p.dtype}, got {g.dtype}"
+        assert g.shape == e.shape, f"{what}: expected shape {tuple(e.shape)}, got {tuple(g.shape)}"
+        if g.dtype == torch.float32:
+            assert_close(g, e, reduction, what=what)
+        elif g.is_floating_point():
+            assert_no_worse(g, p, e, what=what)
+        else:
+            assert torch.equal(g, e), what
+
+
+def check_case(op: str, case: Case, dtype: torch.dtype, provider: str, reduction: int) -> None:
+    """Parity of one case on the provider in force."""
+    got = call(op, *case.args(dtype=dtype, shrink=SHRINK))
+    check(got, *expected_of(op, case.name, dtype), reduction, f"{op}, {case.name}, {provider}")
+
+
+def check_gradients(op: str, args, kwargs, bound: float, what: str) -> None:
+    """Gradients of every floating-point argument against autograd through the reference in float64."""
+    wide, wide_leaves = with_gradients(to_float64((args, kwargs)))
+    exact = reference(op, *wide)
+    upstream = [
+        torch.randn(e.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64) for e in exact
+    ]
+    torch.autograd.backward(exact, upstream)
+
+    narrow, leaves = with_gradients((args, kwargs))
+    got = call(op, *narrow)
+    torch.autograd.backward(got, [u.to(g.dtype) for u, g in zip(upstream, got, strict=True)])
+    assert len(leaves) == len(wide_leaves)
+    for i, (leaf, wide_leaf) in enumerate(zip(leaves, wide_leaves, strict=True)):
+        if wide_leaf.grad is None:  # not differentiable, as the corners of boxes
+            assert leaf.grad is None, f"{what}: a gradient for tensor argument {i}, which has none"
+            continue
+        assert leaf.grad is not None, f"{what}: no gradient for tensor argument {i}"
+        assert leaf.grad.dtype == leaf.dtype, f"{what}: gradient {i} is {leaf.grad.dtype}, not {leaf.dtype}"
+        assert_gradient(leaf.grad, wide_leaf.grad, bound, what=f"{what}: gradient of tensor argument {i}")
+
+
+def check_threads(op: str, args, kwargs) -> None:
+    """The same bits with one thread, two and five."""
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append([r.clone() for r in call(op, args, kwargs)])
+    finally:
+        torch.set_num_threads(before)
+    for threads, other in zip((2, 5), results[1:], strict=True):
+        for one, many in zip(results[0], other, strict=True):
+            assert torch.equal(bits(one), bits(many)), (
+                f"{op}: {threads} threads and one thread differ by {relative_l2(many, one):.3g}"
+            )
+
+
+def bits(x: torch.Tensor) -> torch.Tensor:
+    """A tensor's bytes, in logical order."""
+    return x.flatten().clone().view(torch.uint8)
