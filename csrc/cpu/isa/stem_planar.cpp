@@ -219,7 +219,10 @@ void layout(const PadArgs& a, int64_t n, int64_t t) {
                         store(odd + w / 2, odds(lo, hi));
                     }
                 }
-                for (; w < a.w; ++w) (w & 1 ? odd : even)[w / 2] = read<From>(row + w * a.x_stride[4]);
+                for (; w < a.w; ++w) {
+                    To* line = w & 1 ? odd : even;  // a variable: GCC 12's UBSan miscompiles (a ? b : c)[i]
+                    line[w / 2] = read<From>(row + w * a.x_stride[4]);
+                }
             } else if (a.x_stride[4] == static_cast<int64_t>(sizeof(From))) {
                 const From* src = reinterpret_cast<const From*>(row);
                 for (int64_t w = 0; w < a.w; w += kLanes) {

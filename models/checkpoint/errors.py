@@ -1,0 +1,46 @@
+"""What can be wrong with a checkpoint."""
+
+from collections.abc import Mapping, Sequence
+
+LISTED = 20  # keys of each kind that a message spells out; the exception's attributes hold all of them
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be read, recognised, or turned into a model. The message begins with the file."""
+
+
+class MismatchError(CheckpointError):
+    """Weights and architecture do not belong together.
+
+    missing: keys that the architecture has and the file does not. unexpected: the other way round. shapes:
+    key -> (shape expected, shape in the file). Keys are the file's own wherever the file has one.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        missing: Sequence[str],
+        unexpected: Sequence[str],
+        shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
+    ) -> None:
+        self.missing, self.unexpected, self.shapes = list(missing), list(unexpected), dict(shapes)
+        wrong = [f"{key}: expected {[*want]}, got {[*got]}" for key, (want, got) in self.shapes.items()]
+        lines = [
+            *_lines("missing", self.missing),
+            *_lines("unexpected", self.unexpected),
+            *_lines("shape of", wrong),
+        ]
+        super().__init__("\n  ".join([what, *lines]))
+
+
+def _lines(kind: str, keys: Sequence[str]) -> list[str]:
+    lines = [f"{kind} {key}" for key in keys[:LISTED]]
+    if len(keys) > LISTED:
+        lines.append(f"... and {len(keys) - LISTED} more {kind}")
+    return lines
+
+
+def some(keys: Sequence[str], limit: int = 5) -> str:
+    """The first few keys in a row, and how many there are beyond them."""
+    more = f" and {len(keys) - limit} more" if len(keys) > limit else ""
+    return ", ".join(keys[:limit]) + more

@@ -1,0 +1,346 @@
+"""From what the shapes tell to a complete configuration.
+
+Gaps are closed by the file's own configuration, else by the preset and the overrides that the caller names.
+What would change the network's function and is still open then is an error that lists the candidates; what
+only describes the input (frames, crop, normalisation) is taken from the published model that fits best, and
+noted.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from slowfast_kernels.models.checkpoint.detect import Found, single_kind, structure
+from slowfast_kernels.models.checkpoint.stored import Stored
+from slowfast_kernels.models.config import (
+    HeadConfig,
+    InputSpec,
+    ModelConfig,
+    PathwayConfig,
+    RoIConfig,
+)
+from slowfast_kernels.models.overrides import override
+from slowfast_kernels.models.presets import PRESETS
+
+DETECTION_CLASSES = (80, 81)  # AVA's, without and with a background class
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """config, and what of it was assumed rather than read (for the log)."""
+
+    config: ModelConfig
+    assumed: tuple[str, ...]
+
+
+def resolve(
+    found: Found,
+    library: str,
+    stored: Stored | None,
+    preset: ModelConfig | None,
+    overrides: Mapping[str, Any],
+    *,
+    detects: bool | None,
+    semantics: str,
+) -> Resolved:
+    """The configuration of a network with these shapes.
+
+    library: whose network it is, "pyslowfast", "pytorchvideo" or "mmaction2". detects: whether it has a
+    detection head, where the keys tell. semantics: whose rule the head follows.
+    Raises ValueError with the candidates for what nothing tells.
+    """
+    return _Resolver(found, library, stored, preset, overrides, detects, semantics).run()
+
+
+class _Resolver:
+    def __init__(
+        self,
+        found: Found,
+        library: str,
+        stored: Stored | None,
+        preset: ModelConfig | None,
+        overrides: Mapping[str, Any],
+        detects: bool | None,
+        semantics: str,
+    ) -> None:
+        self.found, self.library, self.stored, self.preset = found, library, stored, preset
+        self.overrides, self.semantics = overrides, semantics
+        self.assumed: list[str] = []
+        self.open: list[str] = []
+        self.detects = self._detects(detects)
+        self.published = self._published()
+
+    def run(self) -> Resolved:
+        config = self._assemble()
+        if self.open:
+            raise ValueError("; ".join(dict.fromkeys(self.open)))
+        config = override(config, self.overrides)
+        name = self.preset.name if self.preset is not None else self._known_as(config)
+        return Resolved(replace(config, name=name), tuple(self.assumed))
+
+    # -- where values come from --
+
+    def _published(self) -> list[ModelConfig]:
+        """Presets with the file's shapes, the best guess first: same library, same classes, 8x8, detection or
+        not."""
+        same = [
+            p
+            for p in PRESETS.values()
+            if structure(p) == self.found.structure()
+            and (self.open or (p.head.roi is not None) == self.detects)
+        ]
+        return sorted(
+            same,
+            key=lambda p: (
+                p.head.classes != self.found.classes,
+                p.source != self.library,
+                not self.found.two and "8x8" not in p.name,
+            ),
+        )
+
+    def _candidates(self, value: Callable[[ModelConfig], Any]) -> str:
+        """Presets with the file's shapes and their values, those of the file's library first."""
+        ranked = sorted(self.published, key=lambda p: (p.source != self.library, p.name))
+        return ", ".join(f"{p.name} ({value(p)})" for p in ranked[:6])
+
+    def _detects(self, told: bool | None) -> bool:
+        if self.overrides.get("roi") is not None:
+            return True
+        if told is not None:
+            return told
+        if self.stored is not None and self.stored.detects is not None:
+            return self.stored.detects
+        if "roi" in self.overrides:  # roi=None
+            return False
+        if self.preset is not None:
+            return self.preset.head.roi is not None
+        if self.found.classes in DETECTION_CLASSES:
+            self.open.append(
+                f"the file does not tell whether its {self.found.classes} classes are those of a detection "
+                "head (RoIAlign) or of clips: pass model= (a preset such as slowfast_8x8_r50_ava) or roi=None"
+            )
+        return False
+
+    # -- the parts --
+
+    def _assemble(self) -> ModelConfig:
+        alpha = self._alpha()
+        paths = {name: self._pathway(name, path) for name, path in self.found.pathways.items()}
+        spec = self._input(alpha, paths)
+        lateral = self.found.lateral
+        if self.stored and "relu" in self.stored.lateral and lateral.kind == "conv":
+            lateral = replace(lateral, relu=self.stored.lateral["relu"])
+        return ModelConfig(
+            input=spec,
+            slow=paths.get("slow"),
+            fast=paths.get("fast"),
+            lateral=lateral,
+            head=self._head(spec),
+            source=self.library,
+        )
+
+    def _known_as(self, config: ModelConfig) -> str:
+        """The published model that this is, else a name made up alike."""
+
+        def facts(c: ModelConfig) -> tuple:
+            paths = [tuple(getattr(c.pathway(name), key) for key in _UNSEEN) for name in c.pathways]
+            return paths, (c.input.frames, c.input.alpha, c.input.tau), c.head.classes
+
+        same = [p for p in self.published if facts(p) == facts(config)]
+        same.sort(key=lambda p: (p.source != self.library, self.found.two and p.lateral != config.lateral))
+        return (
+            same[0].name
+            if same
+            else self._name(config.input, {n: config.pathway(n) for n in config.pathways})
+        )
+
+    def _name(self, spec: InputSpec, paths: Mapping[str, PathwayConfig]) -> str:
+        kinds = {"Fast-only": "fast_only", "3-D ResNet": "resnet3d"}
+        first = next(iter(paths.values()))
+        kind = "slowfast" if self.found.two else single_kind(first)
+        kind = kinds.get(kind, kind.lower())
+        alpha = spec.alpha
+        depths = dict.fromkeys(
+            f"r{path.depth}" if path.blocks is None else "blocks" + "".join(map(str, path.blocks))
+            for path in paths.values()
+        )
+        return f"{kind}_{spec.frames // alpha}x{spec.tau * alpha}_{'_'.join(depths)}"
+
+    def _alpha(self) -> int:
+        if not self.found.two:
+            return 1
+        if "alpha" in self.overrides:
+            return self.overrides["alpha"]
+        stored = self.stored.input.get("alpha") if self.stored else None
+        told = self.preset.input.alpha if self.preset is not None else None
+        if stored is not None and told is not None and stored != told:
+            raise ValueError(
+                f"alpha: the file's configuration says {stored}, {self.preset.name} {told}"  # type: ignore[union-attr]
+            )
+        if stored is None and told is None:
+            known = self._candidates(lambda p: f"alpha {p.input.alpha}")
+            self.open.append(
+                "the file does not tell alpha (frame rate of the Fast over the Slow pathway): pass alpha= or "
+                "model=" + (f", one of {known}" if known else " (published models have alpha 4 and 8)")
+            )
+            return 1
+        return stored if stored is not None else told  # type: ignore[return-value]
+
+    def _pathway(self, name: str, path: PathwayConfig) -> PathwayConfig:
+        told: dict[str, Any] = {}
+        if self.preset is not None and name in self.preset.pathways:
+            other = self.preset.pathway(name)
+            told = {key: getattr(other, key) for key in _UNSEEN}
+        elif self.preset is not None and not self.found.two:
+            told = {key: getattr(self.preset.pathway(self.preset.pathways[0]), key) for key in _UNSEEN}
+        stored = dict(self.stored.pathways.get(name if self.found.two else "slow", {})) if self.stored else {}
+        if not stored and self.stored and not self.found.two:
+            stored = dict(next(iter(self.stored.pathways.values()), {}))
+        for key in _UNSEEN:
+            if key in stored and key in told and stored[key] != told[key]:
+                raise ValueError(
+                    f"{key} of the {name} pathway: the file's configuration says {stored[key]}, "
+                    f"{self.preset.name} {told[key]}"  # type: ignore[union-attr]
+                )
+        values = {**told, **stored}
+        if self.found.visible_pool is not None:
+            values["pool_after_res2"] = 2 if self.found.visible_pool else 1
+            if "pool_after_res2" in stored and self.found.visible_pool:
+                values["pool_after_res2"] = stored["pool_after_res2"]
+        self._open_pathway(name, path, values)
+        return replace(path, **values)
+
+    def _open_pathway(self, name: str, path: PathwayConfig, values: dict[str, Any]) -> None:
+        """Close or report what neither the file nor the caller says about a pathway."""
+        given = self.overrides
+        if "pool_after_res2" not in values and "pool_after_res2" not in given:
+            if self.found.two or single_kind(path) in ("Slow", "Fast-only"):
+                values["pool_after_res2"] = 1  # no library pools there
+            else:
+                known = self._candidates(lambda p: f"{p.pathway(p.pathways[0]).pool_after_res2}")
+                self.open.append(
+                    f"the file does not tell the temporal max-pool after res2 of this {single_kind(path)} "
+                    "network: pass pool_after_res2=2 (as I3D and C2D have it) or 1 (none), or model="
+                    + (f", one of {known}" if known else "")
+                )
+        inflated = not self.found.two and single_kind(path) not in ("Slow", "Fast-only")
+        if (
+            self.library == "mmaction2"
+            and inflated
+            and "stem_stride" not in values
+            and "stem_stride" not in given
+        ):
+            self.open.append(
+                "the file does not tell the strides in time of the stem: pass model= (i3d_32x2_r50_mmaction2 "
+                "has 2 and 2) or stem_stride= and stem_pool_stride="
+            )
+        if not self.detects:
+            if "strides" not in values:
+                values.update(strides=(1, 2, 2, 2), dilations=(1, 1, 1, 1))  # in every published classifier
+            return
+        if "dilations" not in values and not {"dilations", "res5_dilation"} & set(given):
+            known = self._candidates(lambda p: f"dilation {p.pathway(p.pathways[0]).dilations[3]}")
+            self.open.append(
+                "the file does not tell the dilation of res5 in this detection model: pass res5_dilation= "
+                "(PySlowFast and pytorchvideo 2, mmaction2 1) or model="
+                + (f", one of {known}" if known else "")
+            )
+        if "strides" not in values:
+            values["strides"] = (1, 2, 2, 1)  # a detection model keeps stride 16
+
+    def _input(self, alpha: int, paths: Mapping[str, PathwayConfig]) -> InputSpec:
+        known: dict[str, Any] = dict(self.stored.input) if self.stored else {}
+        base = self.preset.input if self.preset is not None else None
+        if base is None:
+            fitting = next((p for p in self.published if p.input.alpha == alpha), None)
+            base = fitting.input if fitting is not None else InputSpec(alpha=1, frames=8, tau=8, call="clip")
+            if fitting is None and self.found.two:
+                base = InputSpec(alpha=1, frames=32, tau=2)
+            guessed = [
+                key for key in ("frames", "tau", "crop") if key not in known and key not in self.overrides
+            ]
+            if guessed:
+                said = ", ".join(f"{key}={getattr(base, key)}" for key in guessed)
+                self.assumed.append(said + (f" as {fitting.name}" if fitting is not None else ""))
+        # a library's colours and rule for Slow frames go with its weights
+        mmaction2 = self.library == "mmaction2"
+        library: dict[str, Any] = {"slow_index": "stride" if mmaction2 else "linspace"}
+        if mmaction2 != (base.slow_index == "stride"):
+            own = next(p for p in PRESETS.values() if p.source == self.library).input
+            library.update(mean=own.mean, std=own.std)
+        names = {item.name for item in fields(InputSpec)} - {"alpha", "call", "fast_input"}
+        values: dict[str, Any] = {key: getattr(base, key) for key in names}
+        values.update(library)
+        values.update({key: value for key, value in known.items() if key in names})
+        if "alpha" in self.overrides or values["frames"] % alpha:
+            values["frames"] = max(1, values["frames"] // alpha) * alpha
+        fast = paths.get("fast")
+        one_channel = fast is not None and fast.in_channels == 1
+        fast_input = known.get("fast_input") or (base.fast_input if base.fast_input != "rgb" else "gray")
+        if (
+            one_channel
+            and "fast_input" not in known
+            and self.preset is None
+            and "fast_input" not in self.overrides
+        ):
+            self.open.append(
+                'the file does not tell what its one-channel Fast input is: pass fast_input="gray" or '
+                '"time_diff"'
+            )
+        return InputSpec(
+            **values,
+            alpha=alpha,
+            call="pathways" if self.found.two else "clip",
+            fast_input=fast_input if one_channel else "rgb",
+        )
+
+    def _head(self, spec: InputSpec) -> HeadConfig:
+        known = dict(self.stored.head) if self.stored else {}
+        base = self.preset
+        if base is None and self.published and self.published[0].head.classes == self.found.classes:
+            base = self.published[0]
+        multi_label = known.get("multi_label", base.head.multi_label if base is not None else self.detects)
+        background = known.get("background", self.detects and self.library == "mmaction2")
+        dropout = known.get("dropout", base.head.dropout if base is not None else 0.5)
+        if "activation" in known:
+            activation = known["activation"]
+        elif self.semantics == "mmaction2" or (self.semantics == "pytorchvideo" and not self.detects):
+            activation = "none"
+        else:
+            activation = "sigmoid" if multi_label else "softmax"
+        pool = None
+        if not self.detects and self.semantics != "mmaction2":
+            pool = known["pool"] if "pool" in known else self._pool(spec)
+        return HeadConfig(
+            classes=self.found.classes,
+            semantics=self.semantics,
+            activation=activation,
+            pool=pool,
+            dropout=dropout,
+            multi_label=bool(multi_label),
+            background=bool(background),
+            roi=self._roi(known) if self.detects else None,
+        )
+
+    def _pool(self, spec: InputSpec) -> int | None:
+        head = self.preset.head if self.preset is not None else None
+        if head is not None and head.semantics != "mmaction2" and head.roi is None:
+            return head.pool
+        return max(1, spec.crop // 32)
+
+    def _roi(self, known: Mapping[str, Any]) -> RoIConfig:
+        if known.get("roi") is not None:
+            return known["roi"]
+        if self.preset is not None and self.preset.head.roi is not None:
+            return self.preset.head.roi
+        usual = {
+            "pyslowfast": RoIConfig(),
+            "pytorchvideo": RoIConfig(aligned=False),
+            "mmaction2": RoIConfig(resolution=8),
+        }[self.library]
+        if self.overrides.get("roi") is None:
+            self.assumed.append(f"RoIAlign {usual.resolution}x{usual.resolution}, aligned={usual.aligned}")
+        return usual
+
+
+_UNSEEN: Sequence[str] = ("strides", "dilations", "pool_after_res2", "stem_stride", "stem_pool_stride")
