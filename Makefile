@@ -16,8 +16,9 @@ demo: $(VENV)/.built
 	$(VENV)/bin/slowfast-kernels run examples/demo.mp4 --model slowfast_8x8_r50 --views 2x1 --compare \
 	    --json demo.json --plot demo.png
 
+# One process a core with one thread each: the tests' tensors are too small to share.
 test: $(VENV)/.built $(VENV)/.test
-	$(PY) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal $(ARGS)
 
 bench: $(VENV)/.built $(VENV)/.bench
 	$(VENV)/bin/slowfast-kernels bench $(or $(ARGS),targets)

@@ -261,7 +261,8 @@ class HeadConfig:
     semantics    whose rule turns a map larger than the pooling window into outputs:
                  "pyslowfast": the window (all frames, pool x pool cells) slides by one cell, classifier and
                  activation are applied at each position, positions are averaged;
-                 "pytorchvideo": the same, by default without activation, so logits are averaged;
+                 "pytorchvideo": logits are averaged over the positions, then activated (by default not;
+                 a pytorchvideo head with an activation of its own has the "pyslowfast" order);
                  "mmaction2": global average
     activation   "softmax", "sigmoid" or "none", applied to the outputs in eval mode
     pool         side of the window in cells, crop // 32 at training; None = the whole map

@@ -145,6 +145,13 @@ def _register_autocast(name: str, op: Op, arguments: str, cast: Sequence[str]) -
         LIBRARY.impl(name, _positional(run, arguments), key)
 
 
+def _widened(x: torch.Tensor) -> torch.Tensor:
+    """Low precision as float32: sums are better, and torch 2.13's bfloat16 conv3d weight gradient on the CPU reads
+    uninitialised memory at channel counts such as 12.
+    """
+    return x.detach().float() if x.dtype in (torch.bfloat16, torch.float16) else x.detach()
+
+
 def _register_gradient(op: Op, arguments: str) -> None:
     """Gradient of the reference at the saved inputs, as an opaque op so that torch.compile need not trace it."""
     names = _argument_names(arguments)
@@ -161,15 +168,16 @@ def _register_gradient(op: Op, arguments: str) -> None:
             torch.enable_grad(),
         ):
             live = [
-                v.detach().requires_grad_(need) if isinstance(v, torch.Tensor) else v
+                _widened(v).requires_grad_(need) if isinstance(v, torch.Tensor) else v
                 for v, need in zip(inputs, needs, strict=True)
             ]
             out = op.reference(*live)
             wanted = [v for v, need in zip(live, needs, strict=True) if need]
             grads = torch.autograd.grad(out, wanted, grad.to(out.dtype), allow_unused=True)
+        given = [v for v, need in zip(inputs, needs, strict=True) if need]
         return [
             torch.zeros_like(v) if g is None else torch.empty_like(v).copy_(g)
-            for v, g in zip(wanted, grads, strict=True)
+            for v, g in zip(given, grads, strict=True)
         ]
 
     def run_fake(*args: Any) -> list[torch.Tensor]:

@@ -24,7 +24,9 @@ struct TableRows {
     SF_MEMBER bool may_skip() const { return zeros != nullptr; }
     SF_MEMBER bool skipped(const char* a) const { return a == zeros; }
     SF_MEMBER void advance(int64_t rows) { table += rows; }
-    SF_MEMBER void prefetch(int, int, ptrdiff_t) const {}
+    SF_MEMBER void prefetch(int tap, int r, ptrdiff_t at) const {
+        __builtin_prefetch(table[tap * ld + r] + at, 0, 2);  // the table has room for a tile beyond its end
+    }
 };
 // Rows at a constant distance: base + offset[tap] + row * stride, bytes.
 struct StridedRows {
@@ -104,10 +106,10 @@ SF_INLINE const char* accumulate(V (&acc)[MR][NV], const Run<Rows>& run, const c
         for (int64_t block = 0; block < steps; block += kBlock) {
             const int64_t block_end = steps - block < kBlock ? steps : block + kBlock;
             // The same channels of the next tile's rows, into the level-2 cache.
-            if (steps >= kBlock)
+            if (steps >= 16)
 #pragma GCC unroll 8
                 for (int r = 0; r < MR; ++r)
-                    for (ptrdiff_t at = 0; at < kBlock * kStepChannelBytes; at += 64)
+                    for (ptrdiff_t at = 0; at < (block_end - block) * kStepChannelBytes; at += 64)
                         run.rows.prefetch(tap, r + MR, run.k0 + block * kStepChannelBytes + at);
             for (int64_t k = block; k < block_end; ++k) {
                 V bv[NV];
