@@ -15,6 +15,7 @@ from .ops.conv_bn_act3d import cpu as conv_cpu
 from .ops.conv_bn_act3d import winograd
 from .ops.conv_bn_act3d.op import output_shape
 from .ops.lateral_fusion import cpu as lateral_cpu
+from .ops.lateral_fusion import polyphase
 from .ops.stem3d import cpu as stem_cpu
 from .plan import Input, Plan, View
 
@@ -190,13 +191,17 @@ class PackedLateral:
 
     def __init__(self, lateral: blocks.Lateral, dtype: torch.dtype) -> None:
         self.kind, self.alpha, self.relu = lateral.kind, lateral.alpha, lateral.relu
-        self.packed: torch.Tensor | None = None
+        self.packed: tuple[torch.Tensor, ...] = ()
         if lateral.conv is not None:
             c = lateral.conv
             scale, shift = lateral.folded()
             self.kernel, self.cin, self.cout = list(c.kernel_size), c.in_channels, c.out_channels
-            self.packed = conv_cpu.pack(c.weight.detach(), scale, dtype=dtype)
             self.shift = block_cpu.zeros_for(shift, self.cout)
+            self.polyphase = polyphase.pays(c.weight.shape, self.alpha, dtype)
+            if self.polyphase:
+                self.packed = polyphase.pack(c.weight, scale, self.alpha)
+            else:
+                self.packed = (conv_cpu.pack(c.weight.detach(), scale, dtype=dtype),)
 
     def added(self, fast_channels: int) -> int:
         if self.kind == "conv":
@@ -208,19 +213,20 @@ class PackedLateral:
             return
         cl = self.added(fast.shape[1])
         out = fused.slice(fused.shape[1] - cl, fused.shape[1]) if cl else fused
-        if self.packed is None:
+        if not self.packed:
             args: tuple[Any, ...] = (fast, None, None, None, self.alpha, self.kind, self.relu, out)
             plan.add(stage, "lateral_fusion", lateral_cpu.write, args, 0, nbytes(fast, out))
             return
-        plan.add(
-            stage,
-            "lateral_fusion",
-            torch.ops.slowfast._conv_run_cpu.default,
-            (fast, self.packed, self.shift, None, None, self.kernel, [self.alpha, 1, 1],
-             [self.kernel[0] // 2, 0, 0], ONE, ONE, self.relu, out),
-            2 * numel(out.shape) * self.cin * self.kernel[0],
-            nbytes(fast, out) + self.packed.numel(),
-        )  # fmt: skip
+        if self.polyphase:
+            run = torch.ops.slowfast._lateral_run_cpu.default
+            args = (fast, *self.packed, self.shift, self.alpha, self.relu, out)
+        else:
+            run = torch.ops.slowfast._conv_run_cpu.default
+            args = (fast, *self.packed, self.shift, None, None, self.kernel, [self.alpha, 1, 1],
+                    [self.kernel[0] // 2, 0, 0], ONE, ONE, self.relu, out)  # fmt: skip
+        flops = 2 * numel(out.shape) * self.cin * self.kernel[0]
+        moved = nbytes(fast, out) + sum(p.numel() for p in self.packed)
+        plan.add(stage, "lateral_fusion", run, args, flops, moved)
 
 
 def pool_frames(x: torch.Tensor, window: int, out: torch.Tensor) -> None:

@@ -1,8 +1,9 @@
-"""Loads the native CPU library where there is one. Never raises: what is missing is kept as a sentence."""
+"""Loads the native libraries where there are any. Never raises: what is missing is kept as a sentence."""
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 from pathlib import Path
 
@@ -40,6 +41,26 @@ def _load() -> None:
 
 
 _load()
+
+#: SLOWFAST_EMULATE=1: the CUDA kernels run on the CPU, in the emulator of csrc/emulator.
+EMULATE = os.environ.get("SLOWFAST_EMULATE", "0") == "1"
+
+
+@functools.cache
+def cuda_missing() -> str | None:
+    """Why the CUDA kernels cannot run, or None; loads their library (or the emulated one) at the first call."""
+    if not EMULATE and not torch.cuda.is_available():
+        return "no CUDA device is available"
+    path = LIB_DIR / ("libslowfast_emulated.so" if EMULATE else "libslowfast_cuda.so")
+    if not path.exists():
+        return f"the {'emulated' if EMULATE else 'native'} CUDA library is not built ({path.name} is missing)"
+    if not EMULATE and torch.cuda.get_device_capability() < (8, 0):
+        return "the CUDA kernels need compute capability 8.0 or higher"
+    try:
+        torch.ops.load_library(str(path))
+    except Exception as error:
+        return f"the CUDA library does not load: {error}"
+    return None
 
 
 def cpu_isa_found() -> str:

@@ -8,7 +8,10 @@ asked for by name never falls back: the call fails with the reason.
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -19,8 +22,8 @@ import torch
 from . import _extension
 from ._extension import cpu_isa, cpu_isa_found, set_cpu_isa
 
-__all__ = ["NAMES", "Provider", "choose", "cpu_isa", "cpu_isa_found", "current", "force_cpu_isa", "set_cpu_isa",
-           "unavailable", "use_backend"]  # fmt: skip
+__all__ = ["NAMES", "Provider", "choose", "cpu_isa", "cpu_isa_found", "current", "force_cpu_isa", "home", "lazy",
+           "set_cpu_isa", "simulated", "unavailable", "use_backend"]  # fmt: skip
 
 NAMES = ("reference", "cpu", "triton", "cuda")
 ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
@@ -36,6 +39,18 @@ class Provider:
 
     run: Callable[..., Any]
     refuses: Callable[..., str | None] = lambda *args: None
+
+
+def lazy(package: str, module: str, suffix: str = "") -> Provider:
+    """Provider whose module is imported when it is first asked: ``run<suffix>`` and ``refuses<suffix>`` of it.
+
+    For modules that need a package which not every machine has (Triton).
+    """
+
+    def function(name: str) -> Callable[..., Any]:
+        return getattr(importlib.import_module(f".{module}", package), name + suffix)  # type: ignore[no-any-return]
+
+    return Provider(lambda *args: function("run")(*args), lambda *args: function("refuses")(*args))
 
 
 def _from_environment() -> str:
@@ -80,15 +95,44 @@ def force_cpu_isa(name: str) -> Iterator[None]:
         set_cpu_isa(before)
 
 
+def home(name: str) -> str:
+    """Device type of the tensors that a provider takes; the reference takes any."""
+    return "cuda" if name in ("triton", "cuda") and not simulated(name) else "cpu"
+
+
 def unavailable(name: str) -> str | None:
     """Why a provider cannot run on this machine at all, or None when it can."""
     if name == "cpu":
         return _extension.cpu_missing
-    if name in ("triton", "cuda"):
-        if not torch.cuda.is_available():
-            return "no CUDA device is available"
-        return "no op has a provider of that name in this version"
+    if name == "triton":
+        return _triton_missing()
+    if name == "cuda":
+        return _extension.cuda_missing()
     return None
+
+
+def simulated(name: str) -> bool:
+    """Whether a GPU provider runs on the CPU: Triton's interpreter (TRITON_INTERPRET=1), the CUDA kernels' emulator
+    (SLOWFAST_EMULATE=1). For tests and studies; it then takes CPU tensors.
+    """
+    if name == "triton":
+        return os.environ.get("TRITON_INTERPRET", "0") == "1"
+    return name == "cuda" and _extension.EMULATE
+
+
+@functools.cache
+def _triton_missing() -> str | None:
+    try:
+        import triton
+    except ImportError:
+        return "the triton package is not installed"
+    if simulated("triton"):
+        numpy = importlib.import_module("numpy").__version__
+        old = [int(v) for v in re.findall(r"\d+", triton.__version__)[:3]] < [3, 7, 1]
+        if old and [int(v) for v in re.findall(r"\d+", numpy)[:2]] >= [2, 4]:
+            return f"the interpreter of triton {triton.__version__} needs numpy below 2.4, this is {numpy}"
+        return None
+    return None if torch.cuda.is_available() else "no CUDA device is available"
 
 
 def choose(op: str, providers: dict[str, Provider], device: str, args: tuple[Any, ...]) -> Provider:
@@ -102,7 +146,7 @@ def choose(op: str, providers: dict[str, Provider], device: str, args: tuple[Any
             reason: str | None = "this op has no such provider"
         else:
             reason = unavailable(name) if name != "reference" else None
-            if reason is None and name == "cpu" and device != "cpu":
+            if reason is None and device != home(name) and name != "reference":
                 reason = f"the tensors are on {device}"
             if reason is None:
                 reason = provider.refuses(*args)

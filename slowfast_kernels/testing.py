@@ -48,7 +48,7 @@ def provider_missing(name: str) -> str | None:
 
 def provider_device(name: str) -> str:
     """The device whose tensors a provider takes."""
-    return "cuda" if name in ("triton", "cuda") else "cpu"
+    return backends.home(name.partition(":")[0])
 
 
 @contextlib.contextmanager

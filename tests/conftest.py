@@ -1,14 +1,23 @@
 """Every test: seeded, on poisoned memory. The end of the run says what was not run, and why."""
 
+import os
 import random
 from collections import Counter
 
-import numpy
-import pytest
-import torch
-from hypothesis import HealthCheck, settings
+# Threads that wait for their next share give the core up: spinning ones starve the other test processes.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from slowfast_kernels.testing import poisoned_memory, provider_missing, use_provider
+import numpy  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+if not torch.cuda.is_available():  # GPU kernels run in Triton's interpreter and in the CUDA emulator
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+    os.environ.setdefault("SLOWFAST_EMULATE", "1")
+
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+from slowfast_kernels.testing import poisoned_memory, provider_missing, use_provider  # noqa: E402
 
 settings.register_profile(
     "default",

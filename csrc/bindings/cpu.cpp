@@ -8,6 +8,7 @@ STABLE_TORCH_LIBRARY_IMPL(slowfast, CPU, m) {
     m.impl("_conv_pack_cpu", TORCH_BOX(&slowfast::conv_pack_cpu));
     m.impl("_conv_run_cpu", TORCH_BOX(&slowfast::conv_run_cpu));
     m.impl("_winograd_run_cpu", TORCH_BOX(&slowfast::winograd_run_cpu));
+    m.impl("_lateral_run_cpu", TORCH_BOX(&slowfast::lateral_run_cpu));
     m.impl("_block_run_cpu", TORCH_BOX(&slowfast::block_run_cpu));
     m.impl("_stem_run_cpu", TORCH_BOX(&slowfast::stem_run_cpu));
 }

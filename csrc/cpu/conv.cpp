@@ -89,8 +89,6 @@ int64_t packed_bytes(const std::vector<PackSource>& sources, int64_t cout, int b
 // Pixels of an item: enough to reuse the weights of a pass, few enough to share out and to keep the rows
 // cached.
 constexpr int64_t kItemRows = 192;
-// Room behind the address table: a tile's rows are prefetched one tile ahead.
-constexpr int64_t kItemSlack = 8 * sizeof(char*);
 
 }  // namespace
 
@@ -225,8 +223,8 @@ void conv_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, std::opt
     const int64_t wanted = 8 * static_cast<int64_t>(torch::stable::get_num_threads());
     int64_t groups = strips >= wanted ? 1 : (wanted + strips - 1) / strips;
     groups = groups > panels ? panels : groups;
-    const int64_t scratch =
-        rows * (kPanelChannels * 4 + taps * static_cast<int64_t>(sizeof(char*))) + kItemSlack;
+    const int64_t scratch = rows * (kPanelChannels * 4 + taps * static_cast<int64_t>(sizeof(char*))) +
+                            kTableSlack * static_cast<int64_t>(sizeof(char*));
     const KernelTable& k = kernels();
     for_each_item(strips * groups, [&](int64_t item) {
         const int64_t m0 = item / groups * rows, m1 = m0 + rows < pixels ? m0 + rows : pixels;

@@ -18,6 +18,9 @@ struct ConvSource {
     int64_t kernel[3], stride[3], padding[3], dilation[3];
 };
 
+// Entries behind a convolution's address table: a tile's rows are prefetched one tile ahead.
+constexpr int kTableSlack = 8;
+
 // out = [relu](sum over sources of conv(source) + shift + residual); one or two sources.
 struct ConvArgs {
     DType dtype;
@@ -67,6 +70,23 @@ struct WinogradArgs {
     int64_t residual_stride, out_stride;  // bytes per pixel
     char* out;
     bool relu;
+};
+
+// Lateral convolution of k = 2 alpha - 1 frames with stride alpha, float32, in polyphase form.
+struct LateralArgs {
+    const char* x;
+    int64_t stride_n, stride_t, stride_w;  // bytes; a frame's pixels are a run at stride_w
+    int64_t cin, cout, alpha, t_out;
+    const char *packed_sum, *packed_first, *packed_second;  // weights of the three products, see lateral.cpp
+    const float* shift;
+    char* out;
+    int64_t out_stride, out_stride_t;  // bytes per pixel and frame
+    bool relu;
+};
+
+// Output frames 2 * pair and the one after it of clip n, pixels [m0, m1).
+struct LateralUnit {
+    int64_t n, pair, m0, m1;
 };
 
 // Convolution with few input channels (a video's 3) over a padded copy of the input, then ReLU and max-pool.
@@ -173,6 +193,9 @@ struct KernelTable {
     void (*roi_max_item)(const RoiHeadArgs&, int pathway, int64_t slice, int64_t i0, int64_t i1);
     void (*roi_scatter_item)(const RoiHeadArgs&, int64_t slice);
     void (*roi_spread_item)(const RoiHeadArgs&, int64_t cell0, int64_t cell1);
+    // One unit of a lateral convolution, fetching what `next` (or null) reads.
+    void (*lateral_unit)(const LateralArgs&, const LateralUnit&, const LateralUnit* next, char* scratch);
+    int64_t (*lateral_scratch)(const LateralArgs&, int64_t rows);
 };
 
 const KernelTable& kernels();  // of the instruction set in use

@@ -20,6 +20,12 @@ void conv_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, std::opt
 void winograd_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, std::optional<Tensor> residual,
                       bool spatial, bool relu, Tensor workspace, Tensor out);
 
+// out = [relu](lateral convolution of 2 alpha - 1 frames, stride alpha + shift), float32; the packed weights
+// are those of the phases' sums, and of the first and second output frame's differences with the middle tap
+// behind.
+void lateral_run_cpu(Tensor x, Tensor packed_sum, Tensor packed_first, Tensor packed_second,
+                     std::optional<Tensor> shift, int64_t alpha, bool relu, Tensor out);
+
 // A residual block with packed weights in one pass; packed_c holds the shortcut as second source if
 // `shortcut`.
 void block_run_cpu(Tensor x, Tensor packed_a, Tensor shift_a, Tensor packed_b, Tensor shift_b,

@@ -131,6 +131,7 @@ void conv_item_typed(const ConvArgs& a, int64_t m0, int64_t m1, int64_t p0, int6
         table_rows[s] = {table, static_cast<ptrdiff_t>(rows), a.zeros};
         table += rows * src.kernel[0] * src.kernel[1] * src.kernel[2];
     }
+    for (int i = 0; i < kTableSlack; ++i) table[i] = a.zeros;
     const int64_t full = panel_bytes(a, PanelShape{kPanelChannels, false, kPanelChannels}, sizeof(T));
     for (int64_t p = p0; p < p1; ++p)
         run_panel<T>(a, table_rows, pointwise, m0, m1, p, a.packed + p * full, partial);

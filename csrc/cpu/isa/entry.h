@@ -26,5 +26,7 @@ void roi_reduce_item(const RoiHeadArgs&, int pathway, int64_t cell0, int64_t cel
 void roi_max_item(const RoiHeadArgs&, int pathway, int64_t slice, int64_t i0, int64_t i1);
 void roi_scatter_item(const RoiHeadArgs&, int64_t slice);
 void roi_spread_item(const RoiHeadArgs&, int64_t cell0, int64_t cell1);
+void lateral_unit(const LateralArgs&, const LateralUnit&, const LateralUnit* next, char* scratch);
+int64_t lateral_scratch(const LateralArgs&, int64_t rows);
 
 }  // namespace slowfast::SLOWFAST_ISA

@@ -30,6 +30,8 @@ const KernelTable kTable = {
     roi_max_item,
     roi_scatter_item,
     roi_spread_item,
+    lateral_unit,
+    lateral_scratch,
 };
 
 }  // namespace slowfast::SLOWFAST_ISA

@@ -25,7 +25,11 @@ struct TableRows {
     SF_MEMBER bool skipped(const char* a) const { return a == zeros; }
     SF_MEMBER void advance(int64_t rows) { table += rows; }
     SF_MEMBER void prefetch(int tap, int r, ptrdiff_t at) const {
-        __builtin_prefetch(table[tap * ld + r] + at, 0, 2);  // the table has room for a tile beyond its end
+        // The table goes on for a tile beyond its end. An address beyond the row's tensor is never read from,
+        // only prefetched: so it is a number, not a pointer.
+        __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(table[tap * ld + r]) +
+                                                         static_cast<uintptr_t>(at)),
+                           0, 2);
     }
 };
 // Rows at a constant distance: base + offset[tap] + row * stride, bytes.
@@ -38,7 +42,9 @@ struct StridedRows {
     SF_MEMBER bool skipped(const char*) const { return false; }
     SF_MEMBER void advance(int64_t rows) { base += rows * stride; }
     SF_MEMBER void prefetch(int tap, int r, ptrdiff_t at) const {
-        __builtin_prefetch(this->at(tap, r) + at, 0, 2);
+        const uintptr_t first = reinterpret_cast<uintptr_t>(this->at(tap, 0));
+        __builtin_prefetch(reinterpret_cast<const void*>(first + static_cast<uintptr_t>(r * stride + at)), 0,
+                           2);
     }
 };
 

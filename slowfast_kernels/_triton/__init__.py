@@ -1,0 +1,8 @@
+"""What the Triton kernels of all ops share.
+
+``launch``  starts a kernel, or only notes what it would be compiled for
+``aot``     compiles every launch of the real shapes ahead of time, for machines without a GPU
+``tiles``   device functions: index maps, epilogues
+
+Imported lazily: nothing here is needed, or loaded, where the ``triton`` provider is not used.
+"""

@@ -1,0 +1,145 @@
+"""Tile shapes as data: a heuristic's choice, tuned winners on disk, and the measuring that finds them.
+
+A kernel's tiles are a frozen dataclass. `choose` returns, in this order: the winner kept in the package
+(``slowfast_kernels/ops/<op>/tuned/<gpu>.json``) or in the user's cache, the fastest candidate if measuring is
+switched on (``SLOWFAST_AUTOTUNE=1``), the heuristic's choice. Winners are keyed by GPU, shape, dtype and a hash
+of the kernel's source: an edited kernel forgets them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import re
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+Config = TypeVar("Config")
+
+_OPS = Path(__file__).resolve().parent / "ops"
+_measuring: ContextVar[bool] = ContextVar(
+    "slowfast_autotune", default=os.environ.get("SLOWFAST_AUTOTUNE", "0") not in ("", "0")
+)
+
+
+@contextlib.contextmanager
+def measuring(on: bool = True) -> Iterator[None]:
+    """Calls inside the block time every candidate of a shape they meet for the first time."""
+    token = _measuring.set(on)
+    try:
+        yield
+    finally:
+        _measuring.reset(token)
+
+
+def cache_dir() -> Path:
+    """Folder of the user's winners: SLOWFAST_CACHE_DIR, or slowfast-kernels in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slowfast-kernels"
+    return Path(os.environ.get("SLOWFAST_CACHE_DIR") or default)
+
+
+def gpu_name(device: torch.device) -> str:
+    """File name of a GPU: "nvidia-h200"."""
+    return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
+
+
+@functools.cache
+def source_hash(*files: str) -> str:
+    """Hash of the source files that a kernel's speed depends on."""
+    digest = hashlib.sha256()
+    for name in files:
+        digest.update(Path(name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+@functools.cache
+def _tables(op: str, gpu: str, source: str) -> dict[str, dict[str, Any]]:
+    """Winners of one op on one GPU for this source: the package's, then the user's."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in (_OPS / op / "tuned" / f"{gpu}.json", cache_dir() / op / f"{gpu}.json"):
+        document = _load(path)
+        if document.get("source") == source:
+            found.update(document.get("winners", {}))
+    return found
+
+
+def _keep(op: str, gpu: str, source: str, winners: dict[str, dict[str, Any]]) -> None:
+    path = cache_dir() / op / f"{gpu}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Another process may write at the same time: replace the file in one step.
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False) as file:
+        json.dump({"gpu": gpu, "source": source, "winners": dict(sorted(winners.items()))}, file, indent=1)
+    os.replace(file.name, path)
+
+
+def time_call(run: Callable[[], None], runs: int = 20) -> float:
+    """Median seconds of a call on the current CUDA device, each run between two events, after a warm-up."""
+    for _ in range(3):
+        run()
+    times = []
+    for _ in range(runs):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1e-3)
+    return statistics.median(times)
+
+
+def choose(
+    op: str,
+    key: Sequence[object],
+    source: str,
+    device: torch.device,
+    heuristic: Config,
+    candidates: Callable[[], Sequence[Config]],
+    run: Callable[[Config], None],
+) -> Config:
+    """Tiles of one call.
+
+    op:         name of the op, which is the folder of its winners.
+    key:        what the best tiles depend on: shape, dtype, options.
+    source:     `source_hash` of the kernel.
+    device:     of the tensors; anything but a CUDA device gets the heuristic's choice.
+    heuristic:  the choice without measurements; its type is that of every candidate.
+    candidates: the tiles worth measuring.
+    run:        runs the call with given tiles; a candidate that cannot run raises and is left out.
+    """
+    if device.type != "cuda":
+        return heuristic
+    gpu, name = gpu_name(device), " ".join(str(k) for k in key)
+    winners = _tables(op, gpu, source)
+    if name in winners:
+        return type(heuristic)(**winners[name]["config"])
+    if not _measuring.get() or torch.cuda.is_current_stream_capturing():
+        return heuristic
+    measured: list[tuple[float, Config]] = []
+    for config in dict.fromkeys([heuristic, *candidates()]):
+        try:
+            measured.append((time_call(functools.partial(run, config)), config))
+        except Exception as error:  # out of shared memory or registers, by whatever class the version raises
+            if config == heuristic:
+                raise RuntimeError(f"{op}: the heuristic's tiles {heuristic} do not run: {error}") from error
+    seconds, best = min(measured, key=lambda m: m[0])
+    winners[name] = {"config": asdict(best), "seconds": seconds, "heuristic_seconds": measured[0][0]}  # type: ignore[call-overload]
+    _keep(op, gpu, source, winners)
+    return best
