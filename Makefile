@@ -8,7 +8,8 @@ TORCH ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
-NATIVE := $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*/*.h csrc/*/*/*.cpp) CMakeLists.txt setup.py
+NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py
+CXX_FILES := 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu' 'tests/*.cu' 'tests/*.cpp'
 
 .PHONY: demo test bench lint format sanitize build clean
 
@@ -26,13 +27,13 @@ bench: $(VENV)/.built $(VENV)/.bench
 lint: $(VENV)/.env $(VENV)/.lint
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/clang-format --dry-run -Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp')
+	$(VENV)/bin/clang-format --dry-run -Werror $$(git ls-files $(CXX_FILES))
 	$(PY) -m mypy -p slowfast_kernels
 
 format: $(VENV)/.lint
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
-	$(VENV)/bin/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp')
+	$(VENV)/bin/clang-format -i $$(git ls-files $(CXX_FILES))
 
 # AddressSanitizer and UndefinedBehaviorSanitizer build of the native library, and the op tests on it.
 sanitize: $(VENV)/.built $(VENV)/.test

@@ -32,6 +32,7 @@ class CMakeBuild(build_ext):
             "CMAKE_BUILD_TYPE": os.environ.get("SLOWFAST_BUILD_TYPE", "Release"),
             "SLOWFAST_TORCH_DIR": Path(torch.__file__).parent,
             "SLOWFAST_OUTPUT_DIR": out,
+            "SLOWFAST_CUDA": os.environ.get("SLOWFAST_CUDA", "AUTO"),
             "Python_EXECUTABLE": sys.executable,
         }
         print("slowfast-kernels build configuration:")

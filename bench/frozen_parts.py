@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slowfast_kernels._cpu_plan import PackedBlock, PackedLateral
-from slowfast_kernels.plan import Instance, Plan, View
+from slowfast_kernels.plans.cpu import PackedBlock, PackedLateral
+from slowfast_kernels.plans.plan import Instance, Plan, View
 
 Run = Callable[[], Any]
 

@@ -78,6 +78,8 @@ class InputSpec:
     reverse_channels  feed B, G, R
     fast_input        "rgb", or the one-channel "gray" or "time_diff" (table 5c of the paper)
     call              "pathways": model([slow, fast]); "clip": model(clip)
+    sampling          "dense": frames `tau` apart; "segments": one frame of each of `frames` equal parts of the video
+                      (Something-Something)
     test_crop         side of the crops in multi-view testing
     views             temporal x spatial views of the test protocol
     ensemble          "mean" or "max" of the views' scores
@@ -93,6 +95,7 @@ class InputSpec:
     reverse_channels: bool = False
     fast_input: str = "rgb"
     call: str = "pathways"
+    sampling: str = "dense"
     test_crop: int = 256
     views: tuple[int, int] = (10, 3)
     ensemble: str = "mean"
@@ -107,6 +110,13 @@ class InputSpec:
         require_one_of("slow_index", SLOW_INDICES, self.slow_index)
         require_one_of("fast_input", FAST_INPUTS, self.fast_input)
         require_one_of("call", ("pathways", "clip"), self.call)
+        require_one_of("sampling", ("dense", "segments"), self.sampling)
+        require(
+            self.sampling == "dense" or self.views[0] == 1,
+            'views in time with sampling="segments" (a clip spans the video)',
+            1,
+            self.views[0],
+        )
         require_one_of("ensemble", ("mean", "max"), self.ensemble)
         what = f"frames for alpha={self.alpha}"
         require(self.frames % self.alpha == 0, what, f"a multiple of {self.alpha}", self.frames)

@@ -31,6 +31,7 @@ _INPUT = {
         "slow_index",
         "reverse_channels",
         "fast_input",
+        "sampling",
         "views",
         "ensemble",
     )

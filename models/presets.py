@@ -66,8 +66,8 @@ def _charades(config: ModelConfig) -> ModelConfig:
 
 
 def _ssv2(config: ModelConfig, views: tuple[int, int] = (1, 1)) -> ModelConfig:
-    """Something-Something v2: 174 classes, B, G, R input, one view in time."""
-    spec = replace(config.input, reverse_channels=True, views=views)
+    """Something-Something v2: 174 classes, B, G, R input, one view that spans the video."""
+    spec = replace(config.input, reverse_channels=True, views=views, sampling="segments")
     return replace(config, input=spec, head=replace(config.head, classes=174))
 
 

@@ -46,20 +46,25 @@ _load()
 EMULATE = os.environ.get("SLOWFAST_EMULATE", "0") == "1"
 
 
-@functools.cache
 def cuda_missing() -> str | None:
     """Why the CUDA kernels cannot run, or None; loads their library (or the emulated one) at the first call."""
-    if not EMULATE and not torch.cuda.is_available():
-        return "no CUDA device is available"
-    path = LIB_DIR / ("libslowfast_emulated.so" if EMULATE else "libslowfast_cuda.so")
+    if not EMULATE:
+        if not torch.cuda.is_available():
+            return "no CUDA device is available"
+        if torch.cuda.get_device_capability() < (8, 0):
+            return "the CUDA kernels need compute capability 8.0 or higher"
+    return _load_cuda("libslowfast_emulated.so" if EMULATE else "libslowfast_cuda.so")
+
+
+@functools.cache
+def _load_cuda(name: str) -> str | None:
+    path = LIB_DIR / name
     if not path.exists():
-        return f"the {'emulated' if EMULATE else 'native'} CUDA library is not built ({path.name} is missing)"
-    if not EMULATE and torch.cuda.get_device_capability() < (8, 0):
-        return "the CUDA kernels need compute capability 8.0 or higher"
+        return f"the library of the CUDA kernels is not built ({name} is missing)"
     try:
         torch.ops.load_library(str(path))
     except Exception as error:
-        return f"the CUDA library does not load: {error}"
+        return f"the library of the CUDA kernels does not load: {error}"
     return None
 
 

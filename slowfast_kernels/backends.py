@@ -121,17 +121,28 @@ def simulated(name: str) -> bool:
 
 
 @functools.cache
-def _triton_missing() -> str | None:
+def _triton_import() -> tuple[str, str]:
+    """(why Triton cannot be imported or "", why its interpreter cannot run or "")."""
     try:
         import triton
     except ImportError:
-        return "the triton package is not installed"
+        return "the triton package is not installed", ""
+
+    def version(text: str) -> list[int]:
+        return [int(v) for v in re.findall(r"\d+", text)[:3]]
+
+    numpy = importlib.import_module("numpy").__version__
+    if version(triton.__version__) < [3, 7, 1] and version(numpy) >= [2, 4]:
+        return "", f"the interpreter of triton {triton.__version__} needs numpy below 2.4, this is {numpy}"
+    return "", ""
+
+
+def _triton_missing() -> str | None:
+    missing, no_interpreter = _triton_import()
+    if missing:
+        return missing
     if simulated("triton"):
-        numpy = importlib.import_module("numpy").__version__
-        old = [int(v) for v in re.findall(r"\d+", triton.__version__)[:3]] < [3, 7, 1]
-        if old and [int(v) for v in re.findall(r"\d+", numpy)[:2]] >= [2, 4]:
-            return f"the interpreter of triton {triton.__version__} needs numpy below 2.4, this is {numpy}"
-        return None
+        return no_interpreter or None
     return None if torch.cuda.is_available() else "no CUDA device is available"
 
 

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from . import backends
-from ._cpu_plan import PackedModel
 from .models.slowfast import SlowFast, check_clips
 from .nn import RoIHead
 from .ops.conv_bn_act3d.cpu import DTYPES
-from .plan import Instance, Plan
+from .plans.cpu import CpuNetwork
+from .plans.plan import Instance, Plan
 
 #: Input shapes whose plans a frozen model keeps; the least recently used one is dropped beyond that.
 KEPT_PLANS = 4
@@ -36,7 +36,7 @@ class Frozen(nn.Module):
         super().__init__()
         self.config, self.dtype = model.config, dtype
         self._detects = isinstance(model.head, RoIHead)
-        self._packed = PackedModel(model, dtype)
+        self._packed = CpuNetwork(model, dtype)
         self._plans: OrderedDict[tuple[Any, ...], tuple[Plan, list[Instance]]] = OrderedDict()
         self._lock = threading.Lock()
 

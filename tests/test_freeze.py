@@ -10,7 +10,7 @@ import torch
 import slowfast_kernels as sf
 from slowfast_kernels import backends
 from slowfast_kernels._extension import ISAS
-from slowfast_kernels.plan import Plan
+from slowfast_kernels.plans.plan import Plan
 
 needs_cpu = pytest.mark.skipif(
     backends.unavailable("cpu") is not None, reason=f"no C++ kernels here: {backends.unavailable('cpu')}"

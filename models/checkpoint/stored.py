@@ -101,6 +101,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {  # of PySlowFast, for configurations th
     "TEST": {"NUM_ENSEMBLE_VIEWS": 10, "NUM_SPATIAL_CROPS": 3},
     "MULTIGRID": {"SHORT_CYCLE": False, "LONG_CYCLE": False, "DEFAULT_T": 0, "DEFAULT_S": 0},
     "AVA": {"BGR": False},
+    "TRAIN": {"DATASET": "kinetics"},
 }
 _POOLING = {"c2d": 2, "i3d": 2}  # frames that PySlowFast's max-pool after res2 spans; 1 in its other networks
 
@@ -148,6 +149,8 @@ def from_pyslowfast(cfg: Mapping[str, Any]) -> Stored:
         else (int(c["TEST"]["NUM_ENSEMBLE_VIEWS"]), int(c["TEST"]["NUM_SPATIAL_CROPS"])),
         "ensemble": "max" if data["ENSEMBLE_METHOD"] == "max" else "mean",
     }
+    if str(c["TRAIN"]["DATASET"]).lower() == "ssv2":
+        stored.input |= {"sampling": "segments", "views": (1, stored.input["views"][1])}
     if two and c["SLOWFAST"]["ALPHA"] is not None:
         stored.input["alpha"] = int(c["SLOWFAST"]["ALPHA"])
 

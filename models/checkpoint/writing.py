@@ -390,6 +390,8 @@ def _pyslowfast(config: ModelConfig, renamed: Mapping[str, Tensor]) -> dict[str,
         "DETECTION": {"ENABLE": head.roi is not None},
         "TEST": {"NUM_ENSEMBLE_VIEWS": spec.views[0], "NUM_SPATIAL_CROPS": spec.views[1]},
     }
+    if spec.sampling == "segments":
+        cfg["TRAIN"] = {"DATASET": "ssv2"}
     if len(paths) == 2:
         cfg["SLOWFAST"] = {
             "ALPHA": spec.alpha,

@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     views.add_argument(
         "--sampling",
         choices=("pyslowfast", "pyslowfast-offset", "segments", "mmaction2"),
-        help="whose rule places clips and crops (default: the library the model comes from)",
+        help="whose rule places clips and crops (default: the one the model was tested with)",
     )
     views.add_argument("--partial", action="store_true", help="use what is there of a truncated video")
     how = parser.add_argument_group("how to run")
@@ -283,6 +283,15 @@ def check_machine(args: argparse.Namespace) -> None:
             raise UserError(f"--backend {args.backend}: {reason}")
 
 
+def sampling_rule(args: argparse.Namespace, config: Any) -> str:
+    """The rule asked for, else the one that the model was trained and tested with."""
+    if args.sampling:
+        return str(args.sampling)
+    if config.input.sampling == "segments":
+        return "segments"
+    return "mmaction2" if config.source == "mmaction2" else "pyslowfast"
+
+
 def frame_sizes(args: argparse.Namespace, config: Any) -> tuple[tuple[int, int], int]:
     """Views (clips, crops) and the side of a crop, from the options or the model."""
     from slowfast_kernels import video
@@ -291,9 +300,9 @@ def frame_sizes(args: argparse.Namespace, config: Any) -> tuple[tuple[int, int],
         clips, crops = video.parse_views(args.views) if args.views else config.input.views
     except ValueError as error:
         raise UserError(f"--{error}") from error
-    if args.sampling == "segments" and clips != 1:
+    if sampling_rule(args, config) == "segments" and clips != 1:
         raise UserError(
-            f"--sampling segments: expected --views 1x1 or 1x3 (a clip spans the video), got {clips}x{crops}"
+            f"sampling by segments: expected --views 1x1 or 1x3 (a clip spans the video), got {clips}x{crops}"
         )
     crop = config.input.test_crop if crops > 1 else config.input.crop
     if args.crop is not None:
@@ -346,7 +355,7 @@ def prepare(args: argparse.Namespace) -> Setting:
         views=views,
         crop=crop,
         short_side=args.short_side,
-        rule=args.sampling or ("mmaction2" if config.source == "mmaction2" else "pyslowfast"),
+        rule=sampling_rule(args, config),
         compare=args.compare,
         partial=args.partial,
         labels=labels,

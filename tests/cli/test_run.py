@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import footage
-from slowfast_kernels import models
+from slowfast_kernels import _extension, models
 from slowfast_kernels.cli import main, measure, run, runner
 
 # A whole two-pathway network, small: one block a stage, 8 + 2 frames, 64 pixels.
@@ -420,7 +420,9 @@ def test_bad_options_are_one_line(command, clip, words, expected):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for what a machine without CUDA lacks")
 @pytest.mark.parametrize("words", [["--device", "cuda"], ["--backend", "cuda"], ["--backend", "triton"]])
-def test_a_device_or_backend_that_is_not_there_is_not_replaced(command, clip, words):
+def test_a_device_or_backend_that_is_not_there_is_not_replaced(command, clip, words, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(_extension, "EMULATE", False)
     got = command("run", clip, *SMALL, "--views", "1x1", *words)
     assert got.status == 2
     (line,) = got.errors

@@ -139,6 +139,13 @@ class TestPySlowFast:
         assert model.checkpoint.source == "pyslowfast" and model.checkpoint.format == "PySlowFast"
         assert model.checkpoint.architecture in caplog.text
 
+    def test_something_something_is_sampled_by_segments(self, file):
+        net = randomise(PySlowFastNet())
+        spec = load_checkpoint(
+            pyslowfast_file(file, net, pyslowfast_cfg(TRAIN={"DATASET": "ssv2"}))
+        ).config.input
+        assert (spec.sampling, spec.views[0]) == ("segments", 1)
+
     @pytest.mark.parametrize("act, multi", [("sigmoid", True), ("none", False)])
     def test_head(self, file, act, multi):
         net = randomise(PySlowFastNet(act=act))

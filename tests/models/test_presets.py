@@ -159,6 +159,9 @@ class TestPresetFacts:
         ssv2 = configure("slowfast_16x8_r50_ssv2")
         assert (ssv2.head.classes, ssv2.head.activation, ssv2.input.views) == (174, "softmax", (1, 1))
         assert ssv2.input.reverse_channels and ssv2.input.frames == 64
+        assert ssv2.input.sampling == "segments"
+        with pytest.raises(ValueError, match="a clip spans the video"):
+            configure("slowfast_16x8_r50_ssv2", views=(2, 1))
 
     def test_i3d_and_c2d(self):
         i3d, c2d = configure("i3d_8x8_r50").slow, configure("c2d_8x8_r50").slow

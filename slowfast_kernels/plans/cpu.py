@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from . import nn as blocks
-from .models.slowfast import SlowFast
-from .ops.bottleneck3d import cpu as block_cpu
-from .ops.conv_bn_act3d import cpu as conv_cpu
-from .ops.conv_bn_act3d import winograd
-from .ops.conv_bn_act3d.op import output_shape
-from .ops.lateral_fusion import cpu as lateral_cpu
-from .ops.lateral_fusion import polyphase
-from .ops.stem3d import cpu as stem_cpu
+from .. import nn as blocks
+from ..ops.bottleneck3d import cpu as block_cpu
+from ..ops.conv_bn_act3d import cpu as conv_cpu
+from ..ops.conv_bn_act3d import winograd
+from ..ops.conv_bn_act3d.op import output_shape
+from ..ops.lateral_fusion import cpu as lateral_cpu
+from ..ops.lateral_fusion import polyphase
+from ..ops.stem3d import cpu as stem_cpu
+from .network import Network, nbytes, numel
 from .plan import Input, Plan, View
 
 ONE = [1, 1, 1]
 
 #: Output pixels of the frames that a stage without temporal kernels takes at a time: one frame of 56 x 56.
 FRAME_GROUP_PIXELS = 3136
-
-
-def numel(shape: Sequence[int]) -> int:
-    n = 1
-    for extent in shape:
-        n *= extent
-    return n
-
-
-def nbytes(*views: View | None) -> int:
-    """Bytes that the views cover."""
-    return sum(numel(v.shape) * v.dtype.itemsize for v in views if v is not None)
 
 
 class PackedConv:
@@ -155,6 +142,7 @@ class PackedStem:
         self.stride = [stem.conv.stride[0] * stem.pool_stride, *stem.conv.stride[1:]]
         self.relu = stem.relu
         scale, shift = stem.folded()
+        self.channels = w.shape[0]
         self.packed = stem_cpu.pack(w, scale, self.stride, dtype=dtype)
         self.planar = stem_cpu.planar(self.weight_shape, self.stride)
         self.shift = block_cpu.zeros_for(shift, w.shape[0])
@@ -229,129 +217,22 @@ class PackedLateral:
         plan.add(stage, "lateral_fusion", run, args, flops, moved)
 
 
-def pool_frames(x: torch.Tensor, window: int, out: torch.Tensor) -> None:
-    """Max over `window` frames with the same stride, into `out`."""
-    t = out.shape[2]
-    first = x[:, :, 0 : t * window : window]
-    out.copy_(first)
-    for k in range(1, window):
-        torch.maximum(out, x[:, :, k : t * window : window], out=out)
+class CpuNetwork(Network):
+    """A SlowFast-family model's weights as the C++ CPU kernels read them."""
 
+    def make_stem(self, stem: blocks.Stem) -> PackedStem:
+        return PackedStem(stem, self.dtype)
 
-class PackedModel:
-    """A SlowFast-family model's weights as the CPU kernels read them."""
+    def make_lateral(self, lateral: blocks.Lateral) -> PackedLateral:
+        return PackedLateral(lateral, self.dtype)
 
-    def __init__(self, model: SlowFast, dtype: torch.dtype) -> None:
-        self.config, self.dtype = model.config, dtype
-        self.paths = model.config.pathways
-        self.stem = {p: PackedStem(model.stem[p], dtype) for p in self.paths}
-        self.lateral = [PackedLateral(m, dtype) for m in model.lateral]
-        self.stages = {
-            s: {p: [PackedBlock(b, dtype) for b in getattr(model, s)[p]] for p in self.paths}
-            for s in ("res2", "res3", "res4", "res5")
-        }
-        self.head = PackedHead(model.head)
+    def make_block(self, block: blocks.Bottleneck | blocks.BasicBlock) -> PackedBlock:
+        return PackedBlock(block, self.dtype)
 
-    def plan(self, shapes: Sequence[Sequence[int]]) -> Plan:
-        """Calls for clips of these shapes (in the order of the pathways)."""
-        plan = Plan()
-        x: dict[str, View] = {}
-        clip = dict(zip(self.paths, shapes, strict=True))
-        widths = {p: self.stem[p].weight_shape[0] for p in self.paths}
-        out = self._outputs(plan, 0, {p: self.stem[p].out_shape(clip[p]) for p in self.paths}, widths)
-        for i, p in enumerate(self.paths):
-            self.stem[p].add(plan, f"stem.{p}", i, clip[p], self._own(out[p], widths[p]))
-        x = self._fuse(plan, 0, out)
-        for k, (name, stages) in enumerate(self.stages.items(), start=1):
-            ends = {p: self._end(stages[p], x[p].shape) for p in self.paths}
-            widths = {p: ends[p][1] for p in self.paths}
-            out = self._outputs(plan, k, ends, widths)
-            for p in reversed(self.paths):  # Fast first: its input is the smaller one to keep waiting
-                self._stage(plan, f"{name}.{p}", stages[p], x[p], self._own(out[p], widths[p]))
-            x = self._fuse(plan, k, out)
-            if name == "res2":
-                x = {p: self._pool(plan, p, v) for p, v in x.items()}
-        self.head.add(plan, [x[p] for p in self.paths])
-        plan.lay_out()
-        return plan
-
-    def _outputs(
-        self, plan: Plan, level: int, shapes: dict[str, list[int]], widths: dict[str, int]
-    ) -> dict[str, View]:
-        """Buffers for a level's outputs; the Slow one is as wide as the lateral that joins it makes it."""
-        out = {}
-        for p in self.paths:
-            n, c, t, h, w = shapes[p]
-            if p == "slow" and level < len(self.lateral):
-                c += self.lateral[level].added(widths["fast"])
-            out[p] = plan.buffer([n, c, t, h, w], self.dtype)
-        return out
-
-    @staticmethod
-    def _own(out: View, width: int) -> View:
-        return out if out.shape[1] == width else out.slice(0, width)
-
-    def _fuse(self, plan: Plan, level: int, out: dict[str, View]) -> dict[str, View]:
-        if level < len(self.lateral):
-            self.lateral[level].add(plan, f"lateral.{level}", out["fast"], out["slow"])
-        return out
-
-    @staticmethod
-    def _end(stage: Sequence[PackedBlock], x: Sequence[int]) -> list[int]:
-        for block in stage:
-            x = block.out_shape(x)
-        return list(x)
-
-    def _stage(self, plan: Plan, name: str, stage: Sequence[PackedBlock], x: View, out: View) -> None:
-        if not any(block.temporal for block in stage) and not stage[0].one_pass:
-            # No block looks at other frames: go through the stage a few frames at a time, so that what lies
-            # between its blocks stays in the cache and needs little memory. Small frames go together: each
-            # round reads all of the stage's weights.
-            frames = x.shape[0] * x.shape[2]
-            step = max(1, FRAME_GROUP_PIXELS // (out.shape[3] * out.shape[4]))
-            for t in range(0, frames, step):
-                end = min(t + step, frames)
-                self._blocks(plan, name, stage, x.frame_range(t, end), out.frame_range(t, end))
-            return
-        self._blocks(plan, name, stage, x, out)
-
-    def _blocks(self, plan: Plan, name: str, stage: Sequence[PackedBlock], x: View, out: View) -> None:
-        for block in stage[:-1]:
-            y = plan.buffer(block.out_shape(x.shape), self.dtype)
-            block.add(plan, name, x, y)
-            x = y
-        stage[-1].add(plan, name, x, out)
-
-    def _pool(self, plan: Plan, path: str, x: View) -> View:
-        window = self.config.pathway(path).pool_after_res2
-        if window == 1:
-            return x
-        n, c, t, h, w = x.shape
-        out = plan.buffer([n, c, t // window, h, w], self.dtype)
-        plan.add(f"res2.{path}", "max_pool", pool_frames, (x, window, out), 0, nbytes(x, out))
-        return out
-
-
-class PackedHead:
-    """Pooling, concatenation and classifier; with boxes for a detection head."""
-
-    def __init__(self, head: blocks.Head | blocks.RoIHead) -> None:
-        self.head = copy.deepcopy(head).eval().float().requires_grad_(False)
-
-    def add(self, plan: Plan, features: Sequence[View]) -> None:
-        fast = features[1] if len(features) == 2 else None
-        proj = self.head.proj
-        plan.add(
-            "head",
-            "pool_concat_head" if isinstance(self.head, blocks.Head) else "roi_head_pool",
-            self._run,
-            (features[0], fast, Input(len(features))),
-            2 * features[0].shape[0] * proj.in_features * proj.out_features,
-            nbytes(*features) + 4 * proj.weight.numel(),
-        )
-
-    def _run(self, slow: torch.Tensor, fast: torch.Tensor | None, rois: torch.Tensor | None) -> torch.Tensor:
-        features = [f for f in (slow, fast) if f is not None]
-        if isinstance(self.head, blocks.Head):
-            return self.head(features)  # the op takes features and float32 weights of different dtypes
-        return self.head([f.float() for f in features], rois)
+    def frames_at_once(self, stage: Sequence[PackedBlock], out: View) -> int | None:
+        """Where no block looks at other frames: few, so that what lies between the blocks stays in the cache and
+        needs little memory. Small frames go together: each round reads all of the stage's weights.
+        """
+        if any(block.temporal for block in stage) or stage[0].one_pass:
+            return None
+        return max(1, FRAME_GROUP_PIXELS // (out.shape[3] * out.shape[4]))
