@@ -24,6 +24,7 @@ from slowfast_kernels.bench import (
     store,
     targets,
 )
+from slowfast_kernels.bench.gpu import profile
 from slowfast_kernels.bench.subject import Subject
 from slowfast_kernels.models import configure
 
@@ -46,6 +47,7 @@ examples:
   slowfast-kernels bench targets
   slowfast-kernels bench models --dtype bf16 --peers openvino,autocast_cl3d --plot roofline.png
   slowfast-kernels bench ops --op 'bottleneck3d' --case 'res2.fast*' --dtype fp32,bf16
+  slowfast-kernels bench ops --profile --op bottleneck3d --case res2.fast.0
   slowfast-kernels bench scaling --runs 5 --json scaling.json
 
 Times are medians of interleaved runs; conversion, packing and compilation are never timed; a speed-up is
@@ -68,7 +70,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--case", metavar="PATTERN", help="ops: calls, names or shell patterns, comma-separated")
     p.add_argument("--dtype", metavar="LIST", help="fp32, bf16 or both (default: both; for ops fp32)")
     p.add_argument("--only", metavar="LIST", help=f"targets: some of {', '.join(targets.GROUPS)}")
-    p.add_argument("--batch", type=_positive, default=1, help="models, memory: clips in a call")
+    p.add_argument(
+        "--profile", action="store_true", help="ops: one call under NVTX ranges and torch.profiler"
+    )
+    p.add_argument("--batch", type=_positive, default=1, help="models, memory, profile: clips in a call")
     p.add_argument("--crop", type=_positive, metavar="N", help="side of the frames (default: the preset's)")
     p.add_argument("--frames", type=_positive, metavar="N", help="models, memory: frames of the densest clip")
     p.add_argument("--threads", type=_positive, metavar="N", help="for everybody (default: torch's number)")
@@ -100,6 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(argv or [])
     args = parser().parse_args(words)
     args.progress = not args.quiet and sys.stderr.isatty()
+    if args.profile and args.kind not in words:
+        args.kind = "ops"
     try:
         with harness.threads(args.threads) as count:
             return _run(args, count, words)
@@ -110,6 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace, threads: int, words: Sequence[str]) -> int:
     _check(args)
+    if args.profile:
+        return _profile(args, words)
     stamp = harness.environment()
     ceilings = _ceilings(threads, args)
     kinds: dict[str, Callable[..., _Found]] = {
@@ -136,6 +145,18 @@ def _run(args: argparse.Namespace, threads: int, words: Sequence[str]) -> int:
         folder = store.save(args.kind, document, page)
         found.plot(folder / f"{args.kind}.png")
         report.say(f"saved under {folder}")
+    return 0
+
+
+def _profile(args: argparse.Namespace, words: Sequence[str]) -> int:
+    """One op under the profilers instead of a measurement."""
+    if args.kind != "ops":
+        raise ValueError(f"--profile: expected the kind ops, got {args.kind}")
+    found = [e for dtype in args.dtypes for e in registry.entries(args.op, args.case, dtype)]
+    if len(found) != 1:
+        names = ", ".join(f"{e.name} {e.dtype}" for e in found[:4])
+        raise ValueError(f"--profile: expected --op and --case of one call, got {len(found)}: {names}, ...")
+    report.say(profile.profile(found[0], words, args.batch))
     return 0
 
 

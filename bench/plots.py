@@ -186,3 +186,22 @@ def memory(path: PathLike, results: Sequence[Mapping[str, Any]]) -> None:
     axes.set_xlabel("peak resident MiB above the weights")
     axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
+
+
+def speedups(path: PathLike, records: Sequence[Mapping[str, Any]], title: str = "") -> None:
+    """The fastest green form of ours against the fastest green peer, one bar for each record of a GPU run; red
+    checks are left out."""
+    plt = _pyplot()
+    bars = []
+    for record in records:
+        found = [r["speedup"] for r in record["rows"] if r["ours"] and r["speedup"]]
+        if found:
+            bars.append((f"{record['what']}, b{record['batch']} {record['dtype']}", max(found)))
+    figure, axes = plt.subplots(figsize=(9, 1.4 + 0.16 * len(bars)), dpi=110)
+    axes.barh(range(len(bars)), [v for _, v in reversed(bars)], color=OURS)
+    axes.set_yticks(range(len(bars)), [n for n, _ in reversed(bars)], fontsize=6)
+    axes.axvline(1, color=LIMIT, linewidth=1)
+    axes.set(xscale="log", xlabel="times faster than the fastest peer")
+    axes.set_title(title, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)

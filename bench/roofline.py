@@ -6,8 +6,17 @@ from typing import Any
 #: Ceiling of the arithmetic, by dtype of the operands.
 PEAKS = {"fp32": "fp32_gflops", "bf16": "bf16_gflops", "fp16": "fp32_gflops"}
 
+#: The same on a GPU, which multiplies each in a way of its own.
+GPU_PEAKS = {dtype: f"{dtype}_gflops" for dtype in ("bf16", "fp16", "tf32", "fp32")}
 
-def floor(flops: float, nbytes: float, dtype: str, ceilings: Mapping[str, Any] | None) -> float | None:
+
+def floor(
+    flops: float,
+    nbytes: float,
+    dtype: str,
+    ceilings: Mapping[str, Any] | None,
+    peaks: Mapping[str, str] = PEAKS,
+) -> float | None:
     """Least seconds: the slower of the arithmetic at the measured rate and the least traffic at main memory's
     measured bandwidth. None where the ceilings were not measured.
 
@@ -15,7 +24,7 @@ def floor(flops: float, nbytes: float, dtype: str, ceilings: Mapping[str, Any] |
     """
     if not ceilings:
         return None
-    peak, bandwidth = ceilings.get(PEAKS[dtype]), ceilings.get("copy_gbs")
+    peak, bandwidth = ceilings.get(peaks[dtype]), ceilings.get("copy_gbs")
     terms = [flops / (peak * 1e9)] if peak else []
     terms += [nbytes / (bandwidth * 1e9)] if bandwidth else []
     return max(terms) if terms else None

@@ -1,4 +1,4 @@
-"""Where measured runs are kept: ``bench/results/cpu-<processor>/<what>.{json,md,png}``."""
+"""Where measured runs are kept: ``bench/results/cpu-<processor>/<what>.{json,md,png}``, ``.../<gpu>/gpu.*``."""
 
 import re
 from collections.abc import Mapping
@@ -15,6 +15,11 @@ def slug(stamp: Mapping[str, Any]) -> str:
     """Folder name of a machine: processor, cores, instruction set."""
     words = f"{stamp['processor']} {stamp['cores']} cores {stamp['isa']}"
     return "cpu-" + re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+
+
+def gpu_slug(stamp: Mapping[str, Any]) -> str:
+    """Folder name of a GPU: "nvidia-h200"."""
+    return re.sub(r"[^a-z0-9]+", "-", stamp["gpu"].lower()).strip("-")
 
 
 def document(

@@ -26,7 +26,7 @@ import torch
 
 Config = TypeVar("Config")
 
-_OPS = Path(__file__).resolve().parent / "ops"
+_PACKAGE = Path(__file__).resolve().parent
 _measuring: ContextVar[bool] = ContextVar(
     "slowfast_autotune", default=os.environ.get("SLOWFAST_AUTOTUNE", "0") not in ("", "0")
 )
@@ -48,6 +48,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("SLOWFAST_CACHE_DIR") or default)
 
 
+@functools.cache
 def gpu_name(device: torch.device) -> str:
     """File name of a GPU: "nvidia-h200"."""
     return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
@@ -74,19 +75,23 @@ def _load(path: Path) -> dict[str, Any]:
 def _tables(op: str, gpu: str, source: str) -> dict[str, dict[str, Any]]:
     """Winners of one op on one GPU for this source: the package's, then the user's."""
     found: dict[str, dict[str, Any]] = {}
-    for path in (_OPS / op / "tuned" / f"{gpu}.json", cache_dir() / op / f"{gpu}.json"):
-        document = _load(path)
-        if document.get("source") == source:
-            found.update(document.get("winners", {}))
+    home = _PACKAGE / "ops" / op if (_PACKAGE / "ops" / op).is_dir() else _PACKAGE / op
+    for path in (home / "tuned" / f"{gpu}.json", cache_dir() / op / f"{gpu}.json"):
+        found.update(_load(path).get("winners", {}).get(source, {}))
     return found
 
 
 def _keep(op: str, gpu: str, source: str, winners: dict[str, dict[str, Any]]) -> None:
     path = cache_dir() / op / f"{gpu}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
+    # One op may have several kernels, each with a source of its own.
+    document = {
+        "gpu": gpu,
+        "winners": {**_load(path).get("winners", {}), source: dict(sorted(winners.items()))},
+    }
     # Another process may write at the same time: replace the file in one step.
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False) as file:
-        json.dump({"gpu": gpu, "source": source, "winners": dict(sorted(winners.items()))}, file, indent=1)
+        json.dump(document, file, indent=1)
     os.replace(file.name, path)
 
 
@@ -116,7 +121,7 @@ def choose(
 ) -> Config:
     """Tiles of one call.
 
-    op:         name of the op, which is the folder of its winners.
+    op:         whose tiles: an op, or "plans" for the choice of providers; the folder of the winners.
     key:        what the best tiles depend on: shape, dtype, options.
     source:     `source_hash` of the kernel.
     device:     of the tensors; anything but a CUDA device gets the heuristic's choice.

@@ -7,17 +7,18 @@ import statistics
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from . import backends
+from . import backends, known_issues
 from .models.slowfast import SlowFast, check_clips
 from .nn import RoIHead
 from .ops.conv_bn_act3d.cpu import DTYPES
 from .plans.cpu import CpuNetwork
+from .plans.graph import StreamedInstance
+from .plans.network import Network
 from .plans.plan import Instance, Plan
 
 #: Input shapes whose plans a frozen model keeps; the least recently used one is dropped beyond that.
@@ -30,13 +31,16 @@ class Frozen(nn.Module):
     Weights are packed and batch norms folded once; memory is planned once per set of input shapes and reused by
     every call. Several threads may call it at the same time: each call in flight has buffers of its own, which
     later calls reuse. Training-mode switches have no effect.
+
+    On a GPU a plan becomes a CUDA graph at the second call with its shapes, with the Fast pathway on a stream of its
+    own; `capture=False` runs kernel by kernel.
     """
 
-    def __init__(self, model: SlowFast, dtype: torch.dtype) -> None:
+    def __init__(self, model: SlowFast, network: Network, *, capture: bool = True) -> None:
         super().__init__()
-        self.config, self.dtype = model.config, dtype
+        self.config, self.dtype, self.device = model.config, network.dtype, network.device
         self._detects = isinstance(model.head, RoIHead)
-        self._packed = CpuNetwork(model, dtype)
+        self._network, self._capture = network, capture
         self._plans: OrderedDict[tuple[Any, ...], tuple[Plan, list[Instance]]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -81,32 +85,38 @@ class Frozen(nn.Module):
                 f"got {'none' if rois is None else 'some'}"
             )
         for name, x in zip(self.config.pathways, tensors, strict=True):
-            if x.device.type != "cpu":
+            if x.device != self.device:
                 raise ValueError(
-                    f"{name} clip: expected a CPU tensor (the model was frozen for it), got {x.device}"
+                    f"{name} clip: expected a tensor on {self.device} (the model was frozen for it), got {x.device}"
                 )
-        tensors = [x if x.dtype in DTYPES else x.float() for x in tensors]
+        if self.device.type == "cpu":
+            tensors = [x if x.dtype in DTYPES else x.float() for x in tensors]
         return [*tensors, rois]
 
     def _run(self, inputs: list[torch.Tensor | None], times: list[float] | None) -> tuple[torch.Tensor, Plan]:
         key = tuple(tuple(x.shape) for x in inputs[: len(self.config.pathways)] if x is not None)
         with self._lock:
             if key not in self._plans:
-                self._plans[key] = (self._packed.plan(key), [])
+                self._plans[key] = (self._network.plan(key), [])
                 if len(self._plans) > KEPT_PLANS:
                     self._plans.popitem(last=False)
             self._plans.move_to_end(key)
             plan, idle = self._plans[key]
             instance = idle.pop() if idle else None
-        instance = instance or Instance(plan)
+        instance = instance or self._instance(plan)
         try:
             return instance.run(inputs, times), plan
         finally:
             with self._lock:
                 idle.append(instance)
 
+    def _instance(self, plan: Plan) -> Instance:
+        if self.device.type == "cuda":
+            return StreamedInstance(plan, self.device, self._capture)
+        return Instance(plan)
+
     def extra_repr(self) -> str:
-        return f"{self.config.name!r}, dtype={self.dtype}"
+        return f"{self.config.name!r}, dtype={self.dtype}, device={self.device}"
 
 
 class Folded(nn.Module):
@@ -150,17 +160,20 @@ class Folded(nn.Module):
         ]
 
 
-def freeze(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+def freeze(model: nn.Module, dtype: torch.dtype | None = None, *, capture: bool = True) -> nn.Module:
     """Inference form of a SlowFast-family model: same call, same answers, no gradients.
 
     Folds batch norms into the convolutions, packs the weights for the kernels once, plans all buffers once per
-    input shape, and writes laterals straight into the Slow pathway's buffers.
+    input shape, and writes laterals straight into the Slow pathway's buffers. It runs where the model lies: on the CPU
+    on the C++ kernels; on a GPU on Triton, CUDA and cuDNN, whichever is fastest for a layer, captured in a CUDA graph
+    per input shape.
 
     Args:
         model: a model of `slowfast_kernels.models` (for other libraries' models see `accelerate`). It is not
             changed, and later changes of its weights are not seen.
-        dtype: storage dtype of weights and activations, torch.float32 or torch.bfloat16 for the C++ CPU kernels;
-            None keeps the model's. Sums and the classifier are float32 in any case.
+        dtype: storage dtype of weights and activations: torch.float32 or torch.bfloat16, on a GPU torch.float16 as
+            well; None keeps the model's. Sums and the classifier are float32 in any case.
+        capture: on a GPU, capture CUDA graphs. False runs kernel by kernel, for shapes that never come twice.
 
     Returns:
         A module with the model's call signature, returning float32 scores as the model in eval mode does.
@@ -175,14 +188,36 @@ def freeze(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
             "for a PySlowFast or pytorchvideo model use slowfast_kernels.accelerate"
         )
     dtype = dtype or next(model.parameters()).dtype
-    device = next(model.parameters()).device.type
+    device = next(model.parameters()).device
     asked = backends.current()
-    reason: str | Sequence[str] | None = backends.unavailable("cpu")
-    if device != "cpu":
-        reason = f"the model is on {device}"
-    elif dtype not in DTYPES:
-        reason = f"dtype is {dtype}, the C++ kernels take float32 and bfloat16"
-    if asked == "cpu" and reason:
-        raise RuntimeError(f"freeze: backend 'cpu' was asked for but {reason}")
+    on_gpu = asked in ("triton", "cuda") or (asked == "auto" and device.type != "cpu")
+    reason = _gpu_refuses(device, dtype, asked) if on_gpu else _cpu_refuses(device, dtype)
+    if reason and asked not in ("auto", "reference"):
+        raise RuntimeError(f"freeze: backend {asked!r} was asked for but {reason}")
     with torch.no_grad():
-        return Frozen(model, dtype) if asked in ("auto", "cpu") and reason is None else Folded(model, dtype)
+        if reason or asked == "reference":
+            return Folded(model, dtype)
+        if on_gpu:
+            from .plans.gpu import GpuNetwork
+
+            if device.type == "cuda":
+                known_issues.warn_once()
+            return Frozen(model, GpuNetwork(model, dtype), capture=capture)
+        return Frozen(model, CpuNetwork(model, dtype))
+
+
+def _cpu_refuses(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cpu":
+        return f"the model is on {device}"
+    if dtype not in DTYPES:
+        return f"dtype is {dtype}, the C++ kernels take float32 and bfloat16"
+    return backends.unavailable("cpu")
+
+
+def _gpu_refuses(device: torch.device, dtype: torch.dtype, asked: str) -> str | None:
+    reason = backends.unavailable(asked) if asked != "auto" else backends.unavailable("triton")
+    if reason:
+        return reason
+    from .plans import gpu
+
+    return gpu.refuses(device, dtype)

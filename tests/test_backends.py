@@ -79,13 +79,34 @@ def test_named_provider_never_falls_back(monkeypatch):
 @without_cuda
 @pytest.mark.parametrize("name", ["triton", "cuda"])
 @pytest.mark.parametrize("op", OPS)
-def test_gpu_providers_say_why_not(name, op):
+def test_gpu_providers_say_why_not(name, op, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(_extension, "EMULATE", False)
     if name in OPS[op].providers:
         message = f"{name}: no CUDA device is available"
     else:
         message = f"{name}: this op has no such provider"
     with use_backend(name), pytest.raises(RuntimeError, match=message):
         backends.choose(op, OPS[op].providers, "cpu", ())
+
+
+@without_cuda
+@pytest.mark.parametrize("name", ["triton", "cuda"])
+def test_simulated_gpu_providers_take_tensors_of_the_cpu(name, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(_extension, "EMULATE", True)
+    assert backends.simulated(name) and backends.home(name) == "cpu"
+    with use_backend(name), pytest.raises(RuntimeError, match=f"{name}: the tensors are on cuda"):
+        backends.choose("stem3d", OPS["stem3d"].providers, "cuda", ())
+
+
+def test_without_triton(monkeypatch):
+    monkeypatch.setattr(backends, "_triton_import", lambda: ("the triton package is not installed", ""))
+    assert backends.unavailable("triton") == "the triton package is not installed"
+    too_old = "the interpreter of triton 3.6.0 needs numpy below 2.4, this is 2.4.6"
+    monkeypatch.setattr(backends, "_triton_import", lambda: ("", too_old))
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert backends.unavailable("triton") == too_old
 
 
 @pytest.mark.parametrize("op", [name for name in OPS if "cpu" in OPS[name].providers])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from slowfast_kernels import ops, use_backend
+from slowfast_kernels import models, ops, use_backend
 from slowfast_kernels.ops._cases import cases_of, op_names
 from slowfast_kernels.testing import relative_l2, with_gradients
 
@@ -135,3 +135,26 @@ def test_inductor():
         results.append([out, *torch.autograd.grad(out[:, 0].sum(), leaves)])
     for got, expected in zip(results[1], results[0], strict=True):
         assert relative_l2(got, expected) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    model = models.create("slowfast_8x8_r50", crop=32, frames=8, classes=5, blocks=(1, 1, 1, 1)).eval()
+    return model, [torch.randn(1, 3, 2, 32, 32), torch.randn(1, 3, 8, 32, 32)]
+
+
+def test_a_whole_model_is_one_graph(network):
+    model, clips = network
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        assert_equal(compiled(clips), model(clips))
+
+
+def test_a_whole_model_is_exported(network):
+    model, clips = network
+    with torch.no_grad():
+        exported = torch.export.export(model, (clips,))
+        assert_equal(exported.module()(clips), model(clips))
+    names = {str(node.target) for node in exported.graph.nodes if node.op == "call_function"}
+    assert {"slowfast.stem3d.default", "slowfast.bottleneck3d.default"} <= names

@@ -31,6 +31,7 @@
 //   mma_m16n8k16<bf16|f16>(d, a, b)  mma_m16n8k8<bf16|f16>(d, a, b)  mma_m16n8k8_tf32(d, a, b)     d += a * b
 //   to_float(v) from_float<T>(v)     T: float, bf16, f16, or Vec of them
 //   pack2<T>(low, high) unpack2<T>(bits)   two 16-bit values in a register    to_tf32(v)
+//   max2<T>(a, b)     the larger of two pairs of 16-bit values, NaN where either is
 //   atomic_add(p, v) atomic_max(p, v)   int; returns the old value
 //
 // Fragments (g = lane / 4, t = lane % 4; PTX ISA 9.7.14, low half of a register first)
@@ -54,9 +55,12 @@
 
 #include <cuda_runtime.h>
 
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <utility>
 
 namespace slowfast::cuda {
 
@@ -355,6 +359,17 @@ SF_DEVICE uint32_t pack2(float low, float high) {
     }
     return r;
 }
+template <class T>
+SF_DEVICE uint32_t max2(uint32_t a, uint32_t b) {
+    static_assert(detail::is_half<T>, "max2 compares bf16 or f16");
+    uint32_t r;
+    if constexpr (std::is_same_v<T, bf16>) {
+        asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+    } else {
+        asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+    }
+    return r;
+}
 SF_DEVICE uint32_t to_tf32(float v) {
     uint32_t r;
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) : "f"(v));
@@ -368,8 +383,25 @@ inline void check(cudaError_t error, const char* kernel, const char* step) {
         throw std::runtime_error(std::string(kernel) + ": " + step + ": " + cudaGetErrorString(error));
     }
 }
-// Dynamic shared memory that every device gives without being asked.
-constexpr size_t kSharedUnasked = 48 * 1024;
+// Dynamic shared memory that every device gives without being asked: 48 KiB less what a kernel's static
+// arrays take, for which two thirds are set aside.
+constexpr size_t kSharedUnasked = 16 * 1024;
+
+// Asks for so much dynamic shared memory, once for each kernel, device and larger amount: never for less than
+// another thread just asked for.
+inline void ask_shared(const char* name, const void* function, size_t bytes) {
+    static std::mutex mutex;
+    static std::map<std::pair<const void*, int>, size_t> asked;
+    int device = 0;
+    check(cudaGetDevice(&device), name, "finding the device");
+    std::lock_guard<std::mutex> lock(mutex);
+    size_t& most = asked[{function, device}];
+    if (bytes <= most) return;
+    check(
+        cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+        name, "asking for shared memory");
+    most = bytes;
+}
 }  // namespace detail
 
 template <class... Params>
@@ -377,11 +409,7 @@ void launch(const char* name, void (*kernel)(Params...), Dim3 grid, Dim3 block, 
             Stream stream, std::common_type_t<Params>... args) {
     if (grid.count() == 0) return;
     const void* function = reinterpret_cast<const void*>(kernel);
-    if (shared_bytes > detail::kSharedUnasked) {
-        detail::check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           static_cast<int>(shared_bytes)),
-                      name, "asking for shared memory");
-    }
+    if (shared_bytes > detail::kSharedUnasked) detail::ask_shared(name, function, shared_bytes);
     void* pointers[] = {static_cast<void*>(&args)..., nullptr};
     detail::check(cudaLaunchKernel(function, dim3(grid.x, grid.y, grid.z), dim3(block.x, block.y, block.z),
                                    pointers, shared_bytes, static_cast<cudaStream_t>(stream)),

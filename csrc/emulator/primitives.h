@@ -276,6 +276,20 @@ template <class T>
 uint32_t pack2(float low, float high) {
     return from_float<T>(low).bits | static_cast<uint32_t>(from_float<T>(high).bits) << 16;
 }
+template <class T>
+uint32_t max2(uint32_t a, uint32_t b) {
+    static_assert(detail::is_half<T>, "max2 compares bf16 or f16");
+    uint32_t r = 0;
+    for (int shift = 0; shift < 32; shift += 16) {
+        const T v{static_cast<uint16_t>(a >> shift)}, w{static_cast<uint16_t>(b >> shift)};
+        const float x = to_float(v), y = to_float(w);
+        const uint16_t bits = x != x || y != y                          ? 0x7fff
+                              : x > y || (x == y && (w.bits & 0x8000u)) ? v.bits
+                                                                        : w.bits;
+        r |= uint32_t(bits) << shift;
+    }
+    return r;
+}
 inline uint32_t to_tf32(float v) {
     const uint32_t bits = bit_cast<uint32_t>(v);
     return (bits & 0x7f800000u) == 0x7f800000u ? bits : (bits + 0x1000u) & ~0x1fffu;

@@ -42,6 +42,7 @@ def gather(ceilings: bool = False) -> dict[str, Any]:
         name: {"available": reason is None, "reason": reason}
         for name, reason in ((name, _why_not(name)) for name in backends.NAMES)
     }
+    document["gpu"] = gpu()
     document["isa"] = {"found": backends.cpu_isa_found(), "used": backends.cpu_isa()}
     try:
         from slowfast_kernels import models
@@ -57,10 +58,52 @@ def gather(ceilings: bool = False) -> dict[str, Any]:
     return document
 
 
+def gpu() -> dict[str, Any]:
+    """What a GPU user gets: the device, the ops each provider has, the CUDA library built here, known issues."""
+    import torch
+
+    from slowfast_kernels import _extension, known_issues, ops
+    from slowfast_kernels.ops._registration import OPS
+
+    document: dict[str, Any] = {"device": None, "cudnn": None}
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        document["device"] = f"{torch.cuda.get_device_name()} (compute capability {major}.{minor})"
+        document["cudnn"] = torch.backends.cudnn.version()
+    for name in ("triton", "cuda"):
+        document[name] = [op for op in ops.__all__ if name in OPS[op].providers]
+        document[f"simulated_{name}"] = _simulated(name)
+    resources = _extension.LIB_DIR / "cuda_resources.json"
+    rows = json.loads(resources.read_text()) if resources.exists() else []
+    document["cuda_kernels"] = len({row["kernel"] for row in rows})
+    document["known_issues"] = [f"{issue.what} ({issue.see})" for issue in known_issues.found()]
+    return document
+
+
+def _simulated(name: str) -> bool:
+    from slowfast_kernels import backends
+
+    return backends.simulated(name)
+
+
 def _why_not(name: str) -> str | None:
     from slowfast_kernels import backends
 
     return None if name == "reference" else backends.unavailable(name)
+
+
+def say_gpu(gpu: dict[str, Any], width: int) -> None:
+    """The GPU part of the text."""
+    report.say("\ngpu")
+    report.say(f"  {'device'.ljust(width - 2)}  {gpu['device'] or 'none'}")
+    for name in ("triton", "cuda"):
+        simulated = " (simulated on the CPU)" if gpu[f"simulated_{name}"] else ""
+        report.say(f"  {name.ljust(width - 2)}  {', '.join(gpu[name]) or 'no op'}{simulated}")
+    kernels = gpu["cuda_kernels"]
+    built = f"{kernels} kernels built" if kernels else "not built: there was no nvcc when this was installed"
+    report.say(f"  {'cuda library'.ljust(width - 2)}  {built}")
+    for issue in gpu["known_issues"]:
+        report.say(f"  warning: torch {report.version_of('torch')} with cuDNN {gpu['cudnn']}: {issue}")
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -86,6 +129,7 @@ def execute(args: argparse.Namespace) -> int:
         report.say(f"  {name.ljust(width - 2)}  {answer}")
     if not document["providers"]["cpu"]["available"]:
         report.say("  warning: CPU calls run on the plain PyTorch reference, at its speed")
+    say_gpu(document["gpu"], width)
     if args.ceilings:
         report.say(f"\nceilings at {stamp['threads']} threads")
         found = document["ceilings"]

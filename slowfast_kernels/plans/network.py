@@ -74,9 +74,13 @@ class Network:
         """Frames that a stage takes at a time, None for all of them."""
         return None
 
+    def stream_of(self, stage: str) -> int:
+        """Which of the device's streams runs a stage ("res2.fast", "lateral.1", "head")."""
+        return 0
+
     def plan(self, shapes: Sequence[Sequence[int]]) -> Plan:
         """Calls for clips of these shapes (in the order of the pathways)."""
-        plan = Plan()
+        plan = Plan(stream_of=self.stream_of)
         x: dict[str, View] = {}
         clip = dict(zip(self.paths, shapes, strict=True))
         widths = {p: self.stem[p].channels for p in self.paths}
@@ -157,13 +161,14 @@ class PackedHead:
     def __init__(self, head: blocks.Head | blocks.RoIHead) -> None:
         self.head = copy.deepcopy(head).eval().float().requires_grad_(False)
         self.backend = backends.current()
+        self.op = "pool_concat_head" if isinstance(head, blocks.Head) else "roi_head_pool"
 
     def add(self, plan: Plan, features: Sequence[View]) -> None:
         fast = features[1] if len(features) == 2 else None
         proj = self.head.proj
         plan.add(
             "head",
-            "pool_concat_head" if isinstance(self.head, blocks.Head) else "roi_head_pool",
+            self.op,
             self._run,
             (features[0], fast, Input(len(features))),
             2 * features[0].shape[0] * proj.in_features * proj.out_features,

@@ -128,6 +128,7 @@ class Plan:
 
     steps: list[Step] = field(default_factory=list)
     arena_bytes: int = 0
+    stream_of: Callable[[str], int] = lambda stage: 0  # the stream of a stage's steps
 
     def buffer(self, shape: Sequence[int], dtype: torch.dtype) -> View:
         return View(Buffer(tuple(int(s) for s in shape), dtype))
@@ -141,10 +142,10 @@ class Plan:
         flops: int,
         nbytes: int,
         *,
-        stream: int = 0,
         produces: View | None = None,
     ) -> None:
         """Append a call. ``produces``: a whole buffer whose memory is the tensor that the call returns."""
+        stream = self.stream_of(stage)
         step = Step(stage, op, run, tuple(args), flops, nbytes, stream, produces)
         for view in step.views:
             b = view.buffer

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import slowfast_kernels
-from slowfast_kernels import backends, models
+from slowfast_kernels import backends, known_issues, models, ops
 from slowfast_kernels.cli import COMMANDS, info
 
 
@@ -39,6 +39,16 @@ def test_info_as_json(command):
         assert document["providers"][name]["available"] == (backends.unavailable(name) is None)
     assert document["isa"]["used"] == backends.cpu_isa()
     assert document["models"] == models.names()
+
+
+def test_info_for_a_gpu_user(command, monkeypatch):
+    document = json.loads(command("info", "--json").out)["gpu"]
+    assert (document["device"] is None) == (not torch.cuda.is_available())
+    assert set(document["triton"]) == set(ops.__all__)
+    assert "bottleneck3d" in document["cuda"] and "pool_concat_head" not in document["cuda"]
+    monkeypatch.setattr(known_issues, "found", lambda: known_issues.ISSUES[:1])
+    out = command("info").out
+    assert "\ngpu\n" in out and "silently give wrong results (pytorch#163539)" in out
 
 
 def test_ceilings_that_cannot_be_measured_are_explained(command, monkeypatch):

@@ -84,6 +84,11 @@ SF_KERNEL void from_float_kernel(const float* x, T* y, uint32_t* pairs, int n) {
     if (i < n) y[i] = from_float<T>(x[i]);
     if (i < n / 2) pairs[i] = pack2<T>(x[2 * i], x[2 * i + 1]);
 }
+template <class T>
+SF_KERNEL void max2_kernel(const uint32_t* a, const uint32_t* b, uint32_t* y, int n) {
+    const int i = block_x() * block_dim_x() + thread_x();
+    if (i < n) y[i] = max2<T>(a[i], b[i]);
+}
 SF_KERNEL void to_tf32_kernel(const float* x, uint32_t* y, int n) {
     const int i = block_x() * block_dim_x() + thread_x();
     if (i < n) y[i] = to_tf32(x[i]);
@@ -444,6 +449,17 @@ EXPORT test_from_float(bool is_bf16, const float* x, void* y, uint32_t* pairs, i
             SF_LAUNCH((from_float_kernel<bf16>), grid, 256, 0, nullptr, x, static_cast<bf16*>(y), pairs, n);
         } else {
             SF_LAUNCH((from_float_kernel<f16>), grid, 256, 0, nullptr, x, static_cast<f16*>(y), pairs, n);
+        }
+    });
+}
+
+EXPORT test_max2(bool is_bf16, const uint32_t* a, const uint32_t* b, uint32_t* y, int n) {
+    return guarded([=] {
+        const Dim3 grid(ceil_div(n, 256));
+        if (is_bf16) {
+            SF_LAUNCH((max2_kernel<bf16>), grid, 256, 0, nullptr, a, b, y, n);
+        } else {
+            SF_LAUNCH((max2_kernel<f16>), grid, 256, 0, nullptr, a, b, y, n);
         }
     });
 }

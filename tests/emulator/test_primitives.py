@@ -173,6 +173,26 @@ def test_float_to_16_bits_rounds_to_nearest_even(kernels, dtype):
     torch.testing.assert_close(packed, x.to(dtype)[: packed.numel()], rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_maxima_of_pairs_keep_nan(kernels, dtype):
+    x = torch.cat(
+        [floats()[1].to(dtype), torch.randn(1000).to(dtype), torch.full((50,), torch.nan).to(dtype)]
+    )
+    x = x[: x.numel() // 2 * 2]
+    others = x[torch.randperm(x.numel(), generator=torch.Generator().manual_seed(1))]
+    y = torch.empty_like(x).to(kernels.device)
+    kernels.call(
+        "test_max2",
+        dtype == torch.bfloat16,
+        x.to(kernels.device),
+        others.to(kernels.device),
+        y,
+        x.numel() // 2,
+    )
+    assert y.isnan().any()
+    torch.testing.assert_close(y.cpu(), torch.maximum(x, others), rtol=0, atol=0, equal_nan=True)
+
+
 def test_float_to_tf32_rounds_ties_away_from_zero(kernels):
     x = torch.cat(floats())
     x = x[x.isfinite()]

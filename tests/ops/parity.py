@@ -1,8 +1,11 @@
 """What the parity tests of all ops share: one call on a provider against the reference in float64."""
 
 import functools
+import mmap
 
+import pytest
 import torch
+from torch.utils import _pytree as pytree
 
 from slowfast_kernels import backends, ops
 from slowfast_kernels.ops._cases import Case, cases_of
@@ -19,6 +22,12 @@ from slowfast_kernels.testing import (
 COMPUTING = ("cpu:avx2", "cpu:avx512", "cpu:avx512_bf16")
 CPU_PROVIDERS = ("reference", *COMPUTING)
 
+#: Providers of the GPU. Without one they run in Triton's interpreter, which is slow, and in the emulator.
+GPU_PROVIDERS = ("triton", "cuda")
+
+#: How the emulator chooses who runs next, one of them twice; a GPU chooses for itself.
+ORDERS = ("mixed", "random:1", "reversed", "ahead:3", "mixed")
+
 #: Height and width of real layers are divided by this: every channel count and kernel, few pixels.
 SHRINK = 8
 
@@ -31,6 +40,25 @@ def outputs(result):
 def call(op, args, kwargs):
     """The public function's results, as a list."""
     return outputs(getattr(ops, op)(*args, **kwargs))
+
+
+def there(tree):
+    """Every tensor on the device of the provider in force; views, such as channel slices, stay views."""
+    device = backends.home(backends.current())
+
+    def move(x):
+        if x.device.type == device:
+            return x
+        base = x if x._base is None else x._base
+        return base.to(device).as_strided(x.shape, x.stride(), x.storage_offset())
+
+    return pytree.tree_map_only(torch.Tensor, move, tree)
+
+
+def run(op, args, kwargs):
+    """`call` on the device of the provider in force, the results back on the CPU."""
+    args, kwargs = there((args, kwargs))
+    return [r.cpu() for r in call(op, args, kwargs)]
 
 
 def reference(op, args, kwargs):
@@ -67,7 +95,7 @@ def check(got, exact, peer, reduction, what):
 
 def check_case(op: str, case: Case, dtype: torch.dtype, provider: str, reduction: int) -> None:
     """Parity of one case on the provider in force."""
-    got = call(op, *case.args(dtype=dtype, shrink=SHRINK))
+    got = run(op, *case.args(dtype=dtype, shrink=SHRINK))
     check(got, *expected_of(op, case.name, dtype), reduction, f"{op}, {case.name}, {provider}")
 
 
@@ -113,3 +141,17 @@ def check_threads(op: str, args, kwargs) -> None:
 def bits(x: torch.Tensor) -> torch.Tensor:
     """A tensor's bytes, in logical order."""
     return x.flatten().clone().view(torch.uint8)
+
+
+def untouched(size: int) -> torch.Tensor:
+    """`size` bytes of the host's memory, of which only those that are used take a page."""
+    if backends.home(backends.current()) != "cpu":
+        pytest.skip("the memory is the host's: pages that are never touched")
+    return torch.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE), dtype=torch.uint8)
+
+
+def far_apart(x: torch.Tensor, pitch: int) -> torch.Tensor:
+    """``x`` [N, C, T, H, W] with its pixels `pitch` elements apart, in `untouched` memory."""
+    n, c, t, h, w = x.shape
+    memory = untouched(n * t * h * w * pitch * x.element_size()).view(x.dtype)
+    return memory.as_strided(x.shape, (t * h * w * pitch, 1, h * w * pitch, w * pitch, pitch)).copy_(x)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...backends import Provider
+from ...backends import Provider, lazy
 from .._registration import empty_channels_last, register
 from . import cpu
 from .reference import bottleneck3d_reference
@@ -19,6 +19,10 @@ OP = register(
     " Tensor? shift_s, int stride, int dilation",
     reference=bottleneck3d_reference,
     fake=_fake,
-    providers={"cpu": Provider(cpu.run, cpu.refuses)},
+    providers={
+        "cpu": Provider(cpu.run, cpu.refuses),
+        "triton": lazy(__package__, "triton"),
+        "cuda": lazy(__package__, "cuda"),
+    },
     autocast=("x", "weight_a", "weight_b", "weight_c", "weight_s"),
 )

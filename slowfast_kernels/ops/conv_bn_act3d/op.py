@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ...backends import Provider
+from ...backends import Provider, lazy
 from .._registration import empty_channels_last, register
 from .reference import conv_bn_act3d_reference
 
@@ -61,7 +61,7 @@ OP = register(
     ARGUMENTS,
     reference=conv_bn_act3d_reference,
     fake=_fake,
-    providers={"cpu": Provider(cpu.run, cpu.refuses)},
+    providers={"cpu": Provider(cpu.run, cpu.refuses), "triton": lazy(__package__, "triton")},
     autocast=("x", "weight", "residual"),
 )
 
@@ -71,7 +71,7 @@ OP_OUT = register(
     "()",
     reference=_reference_out,
     fake=lambda *args: None,
-    providers={"cpu": Provider(_cpu_out, _refuses_out)},
+    providers={"cpu": Provider(_cpu_out, _refuses_out), "triton": lazy(__package__, "triton", "_out")},
     differentiable=False,
     mutates=True,
 )

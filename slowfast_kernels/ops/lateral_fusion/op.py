@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...backends import Provider
+from ...backends import Provider, lazy
 from .._registration import empty_channels_last, register
 from . import cpu
 from .reference import KINDS, lateral_fusion_reference
@@ -26,7 +26,11 @@ OP = register(
     f"Tensor slow, {_REST}",
     reference=lateral_fusion_reference,
     fake=_fake,
-    providers={"cpu": Provider(cpu.run, cpu.refuses)},
+    providers={
+        "cpu": Provider(cpu.run, cpu.refuses),
+        "triton": lazy(__package__, "triton"),
+        "cuda": lazy(__package__, "cuda"),
+    },
     autocast=("slow", "fast", "weight"),
 )
 
@@ -36,7 +40,11 @@ OP_OUT = register(
     "()",
     reference=_reference_out,
     fake=lambda *args: None,
-    providers={"cpu": Provider(cpu.run_out, cpu.refuses)},
+    providers={
+        "cpu": Provider(cpu.run_out, cpu.refuses),
+        "triton": lazy(__package__, "triton", "_out"),
+        "cuda": lazy(__package__, "cuda", "_out"),
+    },
     differentiable=False,
     mutates=True,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ...backends import Provider
+from ...backends import Provider, lazy
 from .._registration import empty_channels_last, register
 from .reference import pack_pathways_reference
 from .slow_frames import slow_count
@@ -39,6 +39,10 @@ OP = register(
     "(Tensor, Tensor)",
     reference=pack_pathways_reference,
     fake=_fake,
-    providers={"cpu": Provider(cpu.run, cpu.refuses)},
+    providers={
+        "cpu": Provider(cpu.run, cpu.refuses),
+        "triton": lazy(__package__, "triton"),
+        "cuda": lazy(__package__, "cuda"),
+    },
     differentiable=False,  # the pixels are integers
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ...backends import Provider
+from ...backends import Provider, lazy
 from .._registration import register
 from . import cpu
 from .reference import pool_concat_head_reference
@@ -20,6 +20,6 @@ OP = register(
     "Tensor slow, Tensor? fast, Tensor weight, Tensor? bias, int[] pool_size, str semantics, str activation",
     reference=pool_concat_head_reference,
     fake=_fake,
-    providers={"cpu": Provider(cpu.run, cpu.refuses)},
+    providers={"cpu": Provider(cpu.run, cpu.refuses), "triton": lazy(__package__, "triton")},
     autocast=("slow", "fast"),
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ...backends import Provider, current, use_backend
+from ...backends import Provider, current, lazy, use_backend
 from .._registration import empty_channels_last, register
 from . import cpu
 from .reference import roi_align3d_bwd_reference, roi_align3d_reference
@@ -41,7 +41,11 @@ OP_BWD = register(
     f"Tensor grad, Tensor rois, SymInt[] shape, SymInt[] output_size, {SETTINGS}",
     reference=roi_align3d_bwd_reference,
     fake=_fake_bwd,
-    providers={"cpu": Provider(cpu.run_bwd, cpu.refuses)},
+    providers={
+        "cpu": Provider(cpu.run_bwd, cpu.refuses),
+        "triton": lazy(__package__, "triton", "_bwd"),
+        "cuda": lazy(__package__, "cuda", "_bwd"),
+    },
     differentiable=False,
 )
 
@@ -50,7 +54,11 @@ OP = register(
     f"Tensor features, Tensor rois, SymInt[] output_size, {SETTINGS}",
     reference=roi_align3d_reference,
     fake=_fake,
-    providers={"cpu": Provider(cpu.run, cpu.refuses)},
+    providers={
+        "cpu": Provider(cpu.run, cpu.refuses),
+        "triton": lazy(__package__, "triton"),
+        "cuda": lazy(__package__, "cuda"),
+    },
     autocast=("features",),
     backward=(_setup_context, _backward),
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ...backends import Provider, current, use_backend
+from ...backends import Provider, current, lazy, use_backend
 from .._registration import empty_channels_last, register
 from . import cpu
 from .reference import roi_head_pool_bwd_reference, roi_head_pool_reference
@@ -55,7 +55,11 @@ OP_BWD = register(
     f"Tensor grad, Tensor arg, Tensor rois, Tensor? features, SymInt[] shape, {SETTINGS}",
     reference=roi_head_pool_bwd_reference,
     fake=_fake_bwd,
-    providers={"cpu": Provider(cpu.run_bwd, cpu.refuses_bwd)},
+    providers={
+        "cpu": Provider(cpu.run_bwd, cpu.refuses_bwd),
+        "triton": lazy(__package__, "triton", "_bwd"),
+        "cuda": lazy(__package__, "cuda", "_bwd"),
+    },
     differentiable=False,
 )
 
@@ -65,7 +69,11 @@ OP = register(
     "(Tensor, Tensor)",
     reference=roi_head_pool_reference,
     fake=_fake,
-    providers={"cpu": Provider(cpu.run, cpu.refuses)},
+    providers={
+        "cpu": Provider(cpu.run, cpu.refuses),
+        "triton": lazy(__package__, "triton"),
+        "cuda": lazy(__package__, "cuda"),
+    },
     autocast=("slow", "fast"),
     backward=(_setup_context, _backward),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...backends import Provider
+from ...backends import Provider, lazy
 from .._registration import empty_channels_last, register
 from . import cpu
 from .reference import stem3d_reference
@@ -17,6 +17,10 @@ OP = register(
     "Tensor x, Tensor weight, Tensor? scale, Tensor? shift, int[3] stride, bool relu, bool pool",
     reference=stem3d_reference,
     fake=_fake,
-    providers={"cpu": Provider(cpu.run, cpu.refuses)},
+    providers={
+        "cpu": Provider(cpu.run, cpu.refuses),
+        "triton": lazy(__package__, "triton"),
+        "cuda": lazy(__package__, "cuda"),
+    },
     autocast=("x", "weight"),
 )

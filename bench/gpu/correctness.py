@@ -1,0 +1,347 @@
+"""Whether the GPU kernels compute what they should: every call of every op against float64, on poisoned memory.
+
+Also runs the GPU tests where pytest is installed, and the small calls again under compute-sanitizer where that
+is installed. A refusal ("this kernel does not take float32") is not a failure; a wrong value, a value that was
+not written and a crash are.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from slowfast_kernels import backends, ops, testing
+from slowfast_kernels.bench import harness, registry
+from slowfast_kernels.bench.gpu.machine import Machine, first_line, moved
+from slowfast_kernels.bench.gpu.measure import DeviceLost, Item
+from slowfast_kernels.ops._cases import Args, Case, cases_of, op_names
+
+PROVIDERS = ("triton", "cuda")
+
+#: Relative L2 error of float32 results: the project's limit; of TF32 products, about 3e-4 each.
+BOUNDS = {"fp32": 1e-5, "tf32": 2e-3}
+
+#: Ops with a gradient of their own.
+DIFFERENTIABLE = ("roi_align3d", "roi_head_pool")
+
+#: Ops whose real calls have too many bins or channels for an interpreter.
+SLOW_TO_INTERPRET = ("roi_align3d", "pool_concat_head")
+
+Verdict = dict[str, Any]
+
+
+def items(machine: Machine) -> list[Item]:
+    """One item for each op and provider, the GPU tests, the sanitizer."""
+    setting = machine.setting
+    torch.backends.cudnn.benchmark = False  # hundreds of shapes, each computed once
+    found = []
+    for op in _ops(setting.op):
+        for provider in PROVIDERS:
+            found.append(
+                Item(
+                    f"{op} {provider}",
+                    lambda op=op, p=provider: [check_op(machine, op, p, _cases(machine, op))],
+                )
+            )
+    found.append(Item("pytest", lambda: [run_pytest(machine)]))
+    found.append(Item("sanitizer", lambda: [run_sanitizer(machine)]))
+    return found
+
+
+def _ops(pattern: str | None) -> list[str]:
+    return [name for name in op_names() if registry._matches(name, pattern)]
+
+
+def _cases(machine: Machine, op: str) -> list[Case]:
+    """All calls; with a limit the smallest edge cases and real ones, as many of each."""
+    cases = [c for c in cases_of(op) if registry._matches(c.name, machine.setting.case)]
+    limit = machine.setting.limit
+    if not limit:
+        return cases
+
+    def size(case: Case) -> int:
+        args, _ = case.args(device="meta", shrink=machine.setting.check_shrink)
+        return sum(x.numel() for x in args if isinstance(x, Tensor))
+
+    real, edge = ([c for c in cases if c.real == kind] for kind in (True, False))
+    if machine.dry and op in SLOW_TO_INTERPRET:
+        real = []
+    # Empty calls say little where only a few are made.
+    edge = [c for c in edge if not c.name.startswith(("batch 0", "no box"))]
+    return [*sorted(real, key=size)[:limit], *sorted(edge, key=size)[:limit]]
+
+
+# --- one op ------------------------------------------------------------------------------------------------
+
+
+def check_op(
+    machine: Machine,
+    op: str,
+    provider: str,
+    cases: Sequence[Case],
+    dtypes: Sequence[str] = ("bf16", "fp16", "fp32", "tf32"),
+) -> Verdict:
+    """Run the calls on one provider; the record counts them and says what is wrong."""
+    reason = backends.unavailable(provider)
+    record: Verdict = {"what": f"{op} {provider}", "op": op, "provider": provider, "passed": 0}
+    record |= {"refused": {}, "failures": [], "missing": reason, "worst": {}, "not_reached": 0}
+    if reason is not None:
+        return record
+    for case in _mixed(cases):
+        if machine.item_late():
+            record["not_reached"] += 1
+            continue
+        exact: Any = None
+        for dtype in dtypes:
+            args = machine.small(case)(dtype)
+            if dtype != "tf32" or exact is None:  # the exact answer to TF32 is float32's
+                with backends.use_backend("reference"), torch.no_grad():
+                    exact = _call(op, testing.to_float64(args))
+            # float32 has a bound of its own; elsewhere plain PyTorch's error is the measure
+            peer = exact
+            if dtype not in BOUNDS:
+                with backends.use_backend("reference"), torch.no_grad():
+                    peer = _call(op, args)
+            _check_call(machine, op, provider, case, dtype, args, exact, peer, record)
+    if op in DIFFERENTIABLE:
+        _check_gradient(machine, op, provider, cases, record)
+    return record
+
+
+def _mixed(cases: Sequence[Case]) -> list[Case]:
+    """Real calls and edge cases in turns: whatever the time allows is a sample of both."""
+    kinds = [[c for c in cases if c.real == kind] for kind in (True, False)]
+    return [c for pair in itertools.zip_longest(*kinds) for c in pair if c is not None]
+
+
+def _call(op: str, call: Args) -> list[Tensor]:
+    args, kwargs = call
+    out = getattr(ops, op)(*args, **kwargs)
+    return [out] if isinstance(out, Tensor) else list(out)
+
+
+def _check_call(
+    machine: Machine,
+    op: str,
+    provider: str,
+    case: Case,
+    dtype: str,
+    args: Args,
+    exact: list[Tensor],
+    peer: list[Tensor],
+    record: Verdict,
+) -> None:
+    what = f"{case.name}, {dtype}"
+    machine.poison()
+    try:
+        with (
+            machine.arithmetic(dtype),
+            backends.use_backend(provider),
+            testing.poisoned_memory(),
+            torch.no_grad(),
+        ):
+            got = _call(op, args)
+        machine.synchronize()
+    except Exception as error:  # a kernel that does not compile raises whatever its compiler raises
+        if not machine.alive():
+            raise DeviceLost(f"{op} {provider}, {what}: {first_line(error)}") from error
+        if isinstance(error, RuntimeError) and "cannot run here" in str(error):
+            reasons: list[str] = record["refused"].setdefault(_refusal(error), [])
+            reasons.append(what)
+        else:
+            record["failures"].append(f"{what}: {type(error).__name__}: {first_line(error)}")
+        return
+    try:
+        _check_values(got, exact, peer, dtype, what)
+    except AssertionError as error:
+        record["failures"].append(first_line(error))
+        return
+    record["passed"] += 1
+    worst = max((testing.relative_l2(g, e) for g, e in zip(got, exact, strict=True)), default=0.0)
+    record["worst"][dtype] = max(worst, record["worst"].get(dtype, 0.0))
+
+
+def _refusal(error: RuntimeError) -> str:
+    """The reason inside "slowfast::op cannot run here (provider: reason)"."""
+    text = first_line(error)
+    return text.partition("cannot run here (")[2].removesuffix(")") or text
+
+
+def _check_values(got: list[Tensor], exact: list[Tensor], peer: list[Tensor], dtype: str, what: str) -> None:
+    assert len(got) == len(exact), f"{what}: expected {len(exact)} results, got {len(got)}"
+    for g, e, p in zip(got, exact, peer, strict=True):
+        assert g.shape == e.shape, f"{what}: expected shape {tuple(e.shape)}, got {tuple(g.shape)}"
+        if not g.is_floating_point():
+            assert torch.equal(g, e), f"{what}: other integers"
+        elif g.dtype == torch.float32:
+            # Scores are float32 whatever the maps are, and so are the sums they come from.
+            testing.assert_close(g, e, bound=BOUNDS.get(dtype, BOUNDS["fp32"]), what=what)
+        else:
+            testing.assert_no_worse(g, p, e, what=what)
+
+
+def _check_gradient(machine: Machine, op: str, provider: str, cases: Sequence[Case], record: Verdict) -> None:
+    """Gradients of the feature maps against float64, and the same bits twice."""
+    bounds = {"fp32": 1e-5, "bf16": 2e-2}
+    for case in [c for c in cases if c.real][:2] + [c for c in cases if c.edge][:2]:
+        for dtype, bound in bounds.items():
+            what = f"{case.name}, gradient, {dtype}"
+            args = machine.small(case)(dtype)
+            wide = _gradients(op, testing.to_float64(args), "reference")
+            machine.poison()
+            try:
+                with machine.arithmetic(dtype), testing.poisoned_memory():
+                    got, again = (_gradients(op, args, provider) for _ in range(2))
+                machine.synchronize()
+                for g, h, e in zip(got, again, wide, strict=True):
+                    testing.assert_gradient(g, e, bound, what=what)
+                    assert torch.equal(g, h), f"{what}: not the same bits twice"
+            except Exception as error:
+                if not machine.alive():
+                    raise DeviceLost(f"{op} {provider}, {what}: {first_line(error)}") from error
+                if isinstance(error, RuntimeError) and "cannot run here" in str(error):
+                    record["refused"].setdefault(_refusal(error), []).append(what)
+                else:
+                    record["failures"].append(f"{what}: {first_line(error)}")
+                continue
+            record["passed"] += 1
+
+
+def _gradients(op: str, call: Args, provider: str) -> list[Tensor]:
+    """Gradients of the 5-D arguments under a fixed random upstream gradient."""
+    (args, kwargs), leaves = testing.with_gradients(call)
+    with backends.use_backend(provider):
+        outputs = [y for y in _call(op, (args, kwargs)) if y.is_floating_point()]
+        generator = torch.Generator().manual_seed(7)
+        upstream = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y) for y in outputs]
+        torch.autograd.backward(outputs, upstream)
+    return [leaf.grad for leaf in leaves if leaf.dim() == 5 and leaf.grad is not None]
+
+
+# --- pytest and compute-sanitizer ----------------------------------------------------------------------------
+
+
+def _environment(**more: str) -> dict[str, str]:
+    return {**os.environ, **more}
+
+
+def run_pytest(machine: Machine, seconds: float = 75.0) -> Verdict:
+    """The tests marked ``gpu``, in a process of their own."""
+    record: Verdict = {"what": "pytest -m gpu", "passed": 0, "failures": [], "missing": None}
+    root = Path(harness.__file__).resolve().parents[1]
+    tests = root / machine.setting.tests
+    try:
+        import pytest  # noqa: F401
+    except ImportError:
+        return record | {"missing": "pytest is not installed: the checks above stand alone"}
+    if not tests.exists():
+        return record | {"missing": f"no tests beside this package ({tests})"}
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
+    command += ["--continue-on-collection-errors", str(tests)]
+    try:
+        done = subprocess.run(
+            command, cwd=root, capture_output=True, text=True, timeout=seconds, env=_environment()
+        )
+    except subprocess.TimeoutExpired:
+        return record | {"failures": [f"did not end within {seconds:.0f} s"]}
+    (Path(machine.setting.out) / "pytest.txt").write_text(done.stdout + done.stderr)
+    last = (done.stdout.strip().splitlines() or ["no output"])[-1].strip("= ")
+    record["summary"] = last
+    counted = re.search(r"(\d+) passed", last)
+    record["passed"] = int(counted.group(1)) if counted else 0
+    if done.returncode == 5:  # nothing collected
+        return record | {"missing": "no test is marked gpu"}
+    if done.returncode != 0:
+        text = done.stdout + done.stderr
+        lines = [line for line in text.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        # A package that only some tests need is no fault of the kernels.
+        wrong = [line for line in lines if "No module named" not in line]
+        absent = sorted(set(re.findall(r"No module named '([\w.]+)'", text)))
+        if absent and not wrong:
+            return record | {"missing": f"some tests need {', '.join(absent)}, not installed ({last})"}
+        record["failures"] = wrong or [f"pytest ended with {done.returncode}: {last}"]
+    return record
+
+
+def run_sanitizer(machine: Machine, seconds: float = 60.0) -> Verdict:
+    """compute-sanitizer's memcheck over the smallest call of every op, each tensor in memory of its own."""
+    record: Verdict = {"what": "compute-sanitizer", "passed": 0, "failures": [], "missing": None}
+    homes = [Path(h) / "bin" for h in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if h]
+    tool = shutil.which("compute-sanitizer") or next(
+        (str(h / "compute-sanitizer") for h in homes if (h / "compute-sanitizer").exists()), None
+    )
+    if tool is None:
+        return record | {"missing": "compute-sanitizer is not installed"}
+    command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-m", __spec__.name]
+    if machine.dry:
+        command.append("--dry-run")
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            env=_environment(PYTORCH_NO_CUDA_MEMORY_CACHING="1"),
+        )
+    except subprocess.TimeoutExpired:
+        return record | {"missing": f"did not end within {seconds:.0f} s"}
+    text = done.stdout + done.stderr
+    (Path(machine.setting.out) / "sanitizer.txt").write_text(text)
+    if "not supported" in text or "Unable to find" in text:
+        found = next(
+            line for line in text.splitlines() if "not supported" in line or "Unable to find" in line
+        )
+        return record | {"missing": f"compute-sanitizer does not work here: {found.strip('= ')}"}
+    record["summary"] = next((x.strip("= ") for x in text.splitlines() if "ERROR SUMMARY" in x), "no summary")
+    if done.returncode == 0:
+        record["passed"] = text.count("\nchecked ")
+    else:
+        record["failures"] = list(_reports(text)) or [f"ended with {done.returncode}: {record['summary']}"]
+    return record
+
+
+def _reports(text: str) -> Iterator[str]:
+    for line in text.splitlines():
+        if "Invalid __" in line or "Misaligned" in line or line.startswith(("Traceback", "RuntimeError")):
+            yield line.strip("= ")
+
+
+def small_calls(machine: Machine) -> int:
+    """What the sanitizer watches: the smallest edge call of every op in bf16, on every GPU provider."""
+    for op in op_names():
+        cases = [c for c in cases_of(op) if c.edge and not c.name.startswith(("batch 0", "no box"))]
+        for provider in PROVIDERS:
+            if backends.unavailable(provider) is not None:
+                continue
+
+            def size(case: Case) -> int:
+                return sum(x.numel() for x in pytree.tree_leaves(case.args()) if isinstance(x, Tensor))
+
+            args = moved(min(cases, key=size).args(dtype=torch.bfloat16), machine.device)
+            try:
+                with backends.use_backend(provider), torch.no_grad():
+                    _call(op, args)
+                machine.synchronize()
+            except RuntimeError as error:
+                if "cannot run here" not in str(error):
+                    raise
+                continue
+            sys.stdout.write(f"\nchecked {op} {provider}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    from slowfast_kernels.bench.gpu.machine import Setting
+
+    sys.exit(small_calls(Machine(Setting(dry="--dry-run" in sys.argv))))

@@ -1,0 +1,291 @@
+"""What the GPU is measured against: other ways to run the same layers with PyTorch and cuDNN.
+
+eager       torch's own layers, channels_last_3d memory, ``cudnn.benchmark``; batch norms as trained.
+views       the same with every convolution that allows it as a 2-D one on a free view of the memory:
+            1xkxk on [N*T, C, H, W], kx1x1 on [N, C, T, H*W]. cuDNN's best engines are 2-D.
+fused       batch norms folded, the same views, ``cudnn_convolution_relu`` and ``cudnn_convolution_add_relu``.
+compile     ``torch.compile`` of the eager form, "max-autotune" with and without CUDA graphs.
+torchvision ``roi_head_pool`` composed from torchvision's CUDA operator.
+
+Modules come from ``bench.peer_model`` (parts of a network) and ``bench.op_modules`` (single ops, folded). Where
+there is no cuDNN the fused form computes the same with separate layers, so that it can be checked anywhere.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from slowfast_kernels.bench import op_modules, peer_model, roi_peers
+
+EAGER, VIEWS, FUSED = "eager_cl3d", "views_2d", "fused_cudnn"
+COMPILED = {"compile": "max-autotune-no-cudagraphs", "compile_graph": "max-autotune"}
+
+
+class Unavailable(RuntimeError):
+    """A peer that cannot run here; the message says why."""
+
+
+# --- convolutions as 2-D ones ------------------------------------------------------------------------------
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[N, C, T, H, W] in channels_last_3d memory as [N, T, H, W, C], contiguous (a copy only where it is not)."""
+    return x.permute(0, 2, 3, 4, 1).contiguous()
+
+
+class View:
+    """How a 3-D convolution is a 2-D one on a view of channels-last memory.
+
+    kind: "space" for 1xkxk (frames become part of the batch), "time" for kx1x1 without stride in space (all
+    pixels become one axis), None where neither fits.
+    """
+
+    def __init__(self, conv: nn.Conv3d) -> None:
+        kernel, stride, padding, dilation = conv.kernel_size, conv.stride, conv.padding, conv.dilation
+        assert not isinstance(padding, str)
+        self.kind: str | None = None
+        self.weight = conv.weight
+        self.stride, self.padding, self.dilation = tuple(stride), tuple(padding), tuple(dilation)
+        if kernel[0] == 1 and stride[0] == 1 and padding[0] == 0:
+            self.kind = "space"
+            self.weight = nn.Parameter(conv.weight.detach()[:, :, 0], requires_grad=False)
+            self.stride, self.padding, self.dilation = stride[1:], padding[1:], dilation[1:]
+        elif kernel[1:] == (1, 1) and stride[1:] == (1, 1) and padding[1:] == (0, 0):
+            self.kind = "time"
+            self.weight = nn.Parameter(conv.weight.detach()[..., 0], requires_grad=False)
+            self.stride, self.padding, self.dilation = (stride[0], 1), (padding[0], 0), (dilation[0], 1)
+        memory = torch.channels_last_3d if self.kind is None else torch.channels_last
+        self.weight.data = self.weight.detach().contiguous(memory_format=memory)
+
+    def enter(self, x: Tensor) -> Tensor:
+        """[N, C, T, H, W] as the 2-D convolution's input."""
+        if self.kind is None:
+            return x
+        n, c, t, h, w = x.shape
+        rows = _rows(x)
+        if self.kind == "space":
+            return rows.view(n * t, h, w, c).permute(0, 3, 1, 2)
+        return rows.view(n, t, h * w, c).permute(0, 3, 1, 2)
+
+    def leave(self, y: Tensor, like: Tensor) -> Tensor:
+        """The 2-D convolution's output as [N, C, T, H, W]; ``like`` is the 5-D input."""
+        if self.kind is None:
+            return y
+        n, _, t, h, w = like.shape
+        rows = y.permute(0, 2, 3, 1).contiguous()
+        shape = (n, t, *rows.shape[1:3], -1) if self.kind == "space" else (n, rows.shape[1], h, w, -1)
+        return rows.view(shape).permute(0, 4, 1, 2, 3)
+
+
+class ViewConv(nn.Module):
+    """A Conv3d computed as a 2-D convolution on a view, where that is possible."""
+
+    def __init__(self, conv: nn.Conv3d) -> None:
+        super().__init__()
+        self.view = View(conv)
+        self.weight, self.bias = self.view.weight, conv.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = self.view
+        convolve: Callable[..., Tensor] = F.conv3d if v.kind is None else F.conv2d
+        y = convolve(v.enter(x), self.weight, self.bias, v.stride, v.padding, v.dilation)
+        return v.leave(y, x)
+
+
+def views_2d(module: nn.Module) -> nn.Module:
+    """A copy of the module with its convolutions through 2-D views."""
+    if isinstance(module, nn.Conv3d):
+        return ViewConv(copy.deepcopy(module))
+    module = copy.deepcopy(module)
+    for name, child in module.named_children():
+        setattr(module, name, views_2d(child))
+    return module
+
+
+# --- folded, with cuDNN's fused epilogues --------------------------------------------------------------------
+
+
+def _conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, v: View, z: Tensor | None, relu: bool, whole: bool
+) -> Tensor:
+    """Convolution, bias, plus z, ReLU: one cuDNN call where there is one and ``whole`` asks for it."""
+    if relu and x.is_cuda and whole:
+        settings = (v.stride, v.padding, v.dilation, 1)
+        if z is None:
+            return torch.cudnn_convolution_relu(x, weight, bias, *settings)
+        return torch.cudnn_convolution_add_relu(x, weight, z, 1.0, bias, *settings)
+    convolve: Callable[..., Tensor] = F.conv3d if v.kind is None else F.conv2d
+    y = convolve(x, weight, bias, v.stride, v.padding, v.dilation)
+    y = y if z is None else y + z
+    return F.relu(y, inplace=True) if relu else y
+
+
+class FusedConv(nn.Module):
+    """Folded convolution with its ReLU, and what is added before that."""
+
+    def __init__(self, conv: nn.Module, relu: bool) -> None:
+        super().__init__()
+        if not isinstance(conv, nn.Conv3d):
+            raise TypeError(f"fused: expected a folded Conv3d, got {type(conv).__name__}")
+        self.view, self.relu = View(conv), relu
+        self.weight, self.bias = self.view.weight, conv.bias
+        self.whole: bool | None = None  # whether cuDNN takes it as one call; found out by the first one
+
+    def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
+        v = self.view
+        flat, added = v.enter(x), None if z is None else v.enter(z)
+        arguments = (flat, self.weight, self.bias, v, added, self.relu)
+        if self.whole is None:
+            try:
+                _conv(*arguments, True)
+                self.whole = True
+            except RuntimeError:  # no such engine: 3-D kernels, odd channel counts
+                self.whole = False
+        return v.leave(_conv(*arguments, self.whole), x)
+
+
+class FusedBlock(nn.Module):
+    """Bottleneck in three cuDNN calls, four with a convolution in the shortcut."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (FusedConv(conv, True) for conv in (block.a, block.b, block.c))
+        self.shortcut = None if block.shortcut is None else FusedConv(block.shortcut, False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.a(x)), x if self.shortcut is None else self.shortcut(x))
+
+
+class FusedStem(nn.Module):
+    """Convolution with ReLU in one call, and the max-pool."""
+
+    def __init__(self, conv: nn.Module, relu: bool, pool: Callable[[Tensor], Tensor] | None) -> None:
+        super().__init__()
+        self.conv, self.pool = FusedConv(conv, relu), pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return y if self.pool is None else self.pool(y)
+
+
+class FusedLateral(nn.Module):
+    """Convolution with ReLU in one call, and the concatenation."""
+
+    def __init__(self, conv: nn.Module, relu: bool) -> None:
+        super().__init__()
+        self.conv = FusedConv(conv, relu)
+
+    def forward(self, slow: Tensor, fast: Tensor) -> Tensor:
+        return torch.cat([slow, self.conv(fast)], dim=1)
+
+
+def _pool(x: Tensor) -> Tensor:
+    return F.max_pool3d(x, (1, 3, 3), (1, 2, 2), (0, 1, 1))
+
+
+def _fused_one(module: nn.Module) -> nn.Module | None:
+    """The fused form of a layer that is known as a whole, else None."""
+    if isinstance(module, peer_model.PlainBlock | op_modules._Block):
+        return FusedBlock(module)
+    if isinstance(module, peer_model.PlainStem):
+        return FusedStem(module.conv, True, module.pool)
+    if isinstance(module, op_modules._Stem):
+        return FusedStem(module.conv, module.relu, _pool if module.pool else None)
+    if isinstance(module, peer_model.PlainLateral):
+        return FusedLateral(module.conv, isinstance(module.relu, nn.ReLU))
+    if isinstance(module, op_modules._Lateral):
+        return FusedLateral(module.conv, module.relu)
+    if isinstance(module, op_modules._Conv):
+        return FusedConv(module.conv, module.relu)
+    return None
+
+
+def fused(module: nn.Module) -> nn.Module:
+    """A copy of a module with folded batch norms on cuDNN's fused calls."""
+    module = copy.deepcopy(module)
+    whole = _fused_one(module)
+    if whole is not None:
+        return whole.eval()
+    for name, child in module.named_children():
+        setattr(module, name, fused(child))
+    return module
+
+
+# --- a module as a peer --------------------------------------------------------------------------------------
+
+
+def placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A copy in eval mode on the device, weights in ``dtype`` and channels_last_3d memory."""
+    module = copy.deepcopy(module).eval().requires_grad_(False).to(device, dtype)
+    # torch's own annotations of Module.to leave memory_format alone out
+    return module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload, no-any-return]
+
+
+def channels_last(inputs: Sequence[Tensor]) -> list[Tensor]:
+    """5-D tensors in channels_last_3d memory."""
+    return [x.contiguous(memory_format=torch.channels_last_3d) if x.dim() == 5 else x for x in inputs]
+
+
+def forms(plain: nn.Module, folded: nn.Module) -> dict[str, Callable[[], nn.Module]]:
+    """Peers of a module by name, built on demand: ``plain`` has its batch norms, ``folded`` has not."""
+    return {EAGER: lambda: plain, VIEWS: lambda: views_2d(plain), FUSED: lambda: fused(folded)}
+
+
+def compiled(module: nn.Module, mode: str, inputs: Sequence[Tensor], dry: bool) -> Callable[..., Any]:
+    """The module through torch.compile; raises Unavailable. A dry run compiles with the "eager" backend, which
+    traces and generates no code."""
+    torch._dynamo.reset()
+    try:
+        made = torch.compile(module, backend="eager") if dry else torch.compile(module, mode=mode)
+        with torch.inference_mode():
+            for _ in range(2):
+                made(*inputs)
+    except Exception as error:  # no compiler, or a pass that fails on this torch: of any class
+        raise Unavailable(f"torch.compile: {(str(error).strip().splitlines() or ['failed'])[0]}") from error
+
+    def call(*values: Tensor) -> Any:
+        with torch.inference_mode():
+            return made(*values)
+
+    return call
+
+
+# --- input and detection head --------------------------------------------------------------------------------
+
+
+def torch_pack(
+    frames: Tensor, alpha: int, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Normalise and split as SlowFast training code does, on the device of the frames."""
+    x = frames.to(torch.float32).div_(255.0)
+    x = (x - torch.tensor(mean, device=x.device)) / torch.tensor(std, device=x.device)
+    fast = x.permute(0, 4, 1, 2, 3).to(dtype)
+    index = torch.linspace(0, frames.shape[1] - 1, frames.shape[1] // alpha, device=x.device).long()
+    return fast.index_select(2, index), fast
+
+
+def torchvision_align() -> roi_peers.Align:
+    """torchvision's operator as the head's RoIAlign; raises Unavailable."""
+    try:
+        from torchvision.ops import roi_align
+    except Exception as error:  # not installed, or built for another torch: RuntimeError while importing
+        raise Unavailable(f"torchvision: {(str(error).strip().splitlines() or ['missing'])[0]}") from error
+
+    def align(maps: Tensor, rois: Tensor, bins: int, scale: float, aligned: bool) -> Tensor:
+        return roi_align(maps, rois.to(maps), bins, scale, sampling_ratio=0, aligned=aligned)
+
+    return align
+
+
+#: Ways to align, for `roi_peers.head_pool`.
+ALIGNS: dict[str, Callable[[], roi_peers.Align]] = {
+    "torchvision": torchvision_align,
+    "torch_vectorised": lambda: roi_peers.align_vectorised,
+    "torch_matmul": lambda: roi_peers.align_matmul,
+}

@@ -1,0 +1,77 @@
+#include "cuda/bottleneck.cuh"
+
+#include "cuda/bottleneck.h"
+#include "cuda/tensor.h"
+
+namespace slowfast::cuda {
+
+namespace {
+
+template <class T, int C>
+void launch_fast_block(const FastBlock<T>& p, bool shortcut, int64_t blocks, int64_t shared_bytes,
+                       Stream stream) {
+    const Dim3 grid(blocks), threads(fast_block_threads(C));
+    if (shortcut) {
+        SF_LAUNCH((fast_block_kernel<T, C, true>), grid, threads, shared_bytes, stream, p);
+    } else {
+        SF_LAUNCH((fast_block_kernel<T, C, false>), grid, threads, shared_bytes, stream, p);
+    }
+}
+
+}  // namespace
+
+void fast_block_run_cuda(Tensor x, Tensor weights, Tensor shifts, int64_t inner, int64_t kernel_t,
+                         int64_t stride, int64_t dilation, bool shortcut, Ints tile, Tensor out) {
+    const OnDevice device(x);
+    STD_TORCH_CHECK(inner == 8 || inner == 16 || inner == 32, "inner: expected 8, 16 or 32 channels, got ",
+                    inner);
+    STD_TORCH_CHECK(tile.size() == 3 && tile[0] > 0 && tile[1] > 0 && tile[2] > 0,
+                    "tile: expected height, width and frames");
+    with_half_dtype(x, "x", [&](auto zero) {
+        using T = decltype(zero);
+        FastBlock<T> p;
+        p.x = data_of<T>(x, "x");
+        p.out = data_of<T>(out, "out");
+        p.weights = data_of<T>(weights, "weights");
+        p.x_pitch = pixel_stride(x, "x");
+        p.out_pitch = pixel_stride(out, "out");
+        check_vectors(p.x, x.size(1), p.x_pitch, "x");
+        check_vectors(p.out, out.size(1), p.out_pitch, "out");
+        p.frames = checked_int(x.size(2), "frames");
+        p.height = checked_int(x.size(3), "height");
+        p.width = checked_int(x.size(4), "width");
+        checked_int(x.size(3) * x.size(4), "pixels of a frame");
+        p.out_height = checked_int(out.size(3), "height");
+        p.out_width = checked_int(out.size(4), "width");
+        p.cin = checked_int(x.size(1), "channels");
+        p.cout = checked_int(out.size(1), "channels");
+        p.kernel_t = static_cast<int>(kernel_t);
+        p.stride = static_cast<int>(stride);
+        p.dilation = static_cast<int>(dilation);
+        p.tile_h = static_cast<int>(tile[0]);
+        p.tile_w = static_cast<int>(tile[1]);
+        p.segment = static_cast<int>(tile[2]);
+        STD_TORCH_CHECK(out.size(0) == x.size(0) && out.size(2) == x.size(2) &&
+                            out.size(3) == (x.size(3) - 1) / stride + 1 &&
+                            out.size(4) == (x.size(4) - 1) / stride + 1 && (shortcut || p.cin == p.cout),
+                        "out: expected the block's result of x");
+        const FastBlockShared s = fast_block_shared(static_cast<int>(inner), p.cin, p.cout, shortcut,
+                                                    p.kernel_t, p.stride, p.dilation, p.tile_h, p.tile_w);
+        STD_TORCH_CHECK(weights.numel() == s.weight_elements, "weights: expected ", s.weight_elements,
+                        " packed elements, got ", weights.numel());
+        p.shifts = floats_or_null(shifts, 2 * inner + s.wide, "shifts");
+        const int64_t blocks = x.size(0) * ceil_div(p.frames, p.segment) * ceil_div(p.out_height, p.tile_h) *
+                               ceil_div(p.out_width, p.tile_w);
+        checked_int(blocks, "blocks of threads");
+        switch (inner) {
+            case 8:
+                return launch_fast_block<T, 8>(p, shortcut, blocks, s.bytes, device.stream());
+            case 16:
+                return launch_fast_block<T, 16>(p, shortcut, blocks, s.bytes, device.stream());
+            default:
+                return launch_fast_block<T, 32>(p, shortcut, blocks, s.bytes, device.stream());
+        }
+    });
+}
+
+}  // namespace slowfast::cuda

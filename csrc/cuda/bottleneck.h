@@ -1,0 +1,36 @@
+// The bottleneck ops as csrc/bindings/cuda_bottleneck.cpp registers them, and checks that their launchers
+// share.
+#pragma once
+
+#include <limits>
+
+#include "cuda/torch.h"
+
+namespace slowfast::cuda {
+
+// The whole narrow block (bottleneck.cuh). weights, shifts: packed, see ops/bottleneck3d/cuda.py.
+// tile: output height and width of a block of threads, and its frames.
+void fast_block_run_cuda(Tensor x, Tensor weights, Tensor shifts, int64_t inner, int64_t kernel_t,
+                         int64_t stride, int64_t dilation, bool shortcut, Ints tile, Tensor out);
+
+// A wide block (bottleneck_bc.cuh). conv_a, a kernel_t x 1 x 1 convolution with shift and ReLU:
+void point_run_cuda(Tensor x, Tensor weights, Tensor shift, int64_t kernel_t, Tensor out);
+// and the rest, from conv_a's result. tile: output height and width of a block of threads, at most 128
+// pixels.
+void block_tail_run_cuda(Tensor inner, Tensor x, Tensor weights, Tensor shifts, int64_t stride,
+                         int64_t dilation, bool shortcut, Ints tile, Tensor out);
+
+inline int checked_int(int64_t v, const char* what) {
+    STD_TORCH_CHECK(v >= 0 && v <= std::numeric_limits<int>::max(), what, ": expected less than 2^31, got ",
+                    v);
+    return static_cast<int>(v);
+}
+
+// Channels move 16 bytes at a time.
+inline void check_vectors(const void* p, int64_t channels, int64_t pitch, const char* what) {
+    STD_TORCH_CHECK(channels % 8 == 0 && pitch % 8 == 0 && reinterpret_cast<uintptr_t>(p) % 16 == 0, what,
+                    ": expected a multiple of 8 channels at 16-byte boundaries, got ", channels, " every ",
+                    pitch, " elements");
+}
+
+}  // namespace slowfast::cuda

@@ -1,0 +1,106 @@
+#include "cuda/bottleneck_bc.cuh"
+
+#include "cuda/bottleneck.h"
+#include "cuda/tensor.h"
+
+namespace slowfast::cuda {
+
+namespace {
+
+template <class T, int C, int M>
+void launch_tail(const BlockTail<T>& p, bool shortcut, int64_t blocks, int64_t shared_bytes, Stream stream) {
+    if (shortcut) {
+        SF_LAUNCH((tail_kernel<T, C, M, true>), Dim3(blocks), Dim3(kTailThreads), shared_bytes, stream, p);
+    } else {
+        SF_LAUNCH((tail_kernel<T, C, M, false>), Dim3(blocks), Dim3(kTailThreads), shared_bytes, stream, p);
+    }
+}
+
+}  // namespace
+
+void point_run_cuda(Tensor x, Tensor weights, Tensor shift, int64_t kernel_t, Tensor out) {
+    const OnDevice device(x);
+    with_half_dtype(x, "x", [&](auto zero) {
+        using T = decltype(zero);
+        Point<T> p;
+        p.x = data_of<T>(x, "x");
+        p.out = data_of<T>(out, "out");
+        p.weights = data_of<T>(weights, "weights");
+        p.x_pitch = pixel_stride(x, "x");
+        p.out_pitch = pixel_stride(out, "out");
+        check_vectors(p.x, x.size(1), p.x_pitch, "x");
+        check_vectors(p.out, out.size(1), p.out_pitch, "out");
+        p.frames = checked_int(x.size(2), "frames");
+        p.frame_pixels = checked_int(x.size(3) * x.size(4), "pixels of a frame");
+        p.pixels = x.size(0) * x.size(2) * x.size(3) * x.size(4);
+        p.cin = checked_int(x.size(1), "channels");
+        p.cout = checked_int(out.size(1), "channels");
+        p.kernel_t = static_cast<int>(kernel_t);
+        STD_TORCH_CHECK(p.cout % kPointColumns == 0 && out.numel() == p.pixels * p.cout,
+                        "out: expected x's pixels and a multiple of 64 channels");
+        STD_TORCH_CHECK(weights.numel() == kernel_t * round_up(p.cin, 16) * p.cout,
+                        "weights: expected packed weights of these channels, got ", weights.numel(),
+                        " elements");
+        p.shift = floats_or_null(shift, p.cout, "shift");
+        const int64_t blocks = ceil_div<int64_t>(p.pixels, kPointRows) * (p.cout / kPointColumns);
+        checked_int(blocks, "blocks of threads");
+        SF_LAUNCH((point_kernel<T>), Dim3(blocks), Dim3(kPointThreads), kPointShared, device.stream(), p);
+    });
+}
+
+void block_tail_run_cuda(Tensor inner, Tensor x, Tensor weights, Tensor shifts, int64_t stride,
+                         int64_t dilation, bool shortcut, Ints tile, Tensor out) {
+    const OnDevice device(x);
+    STD_TORCH_CHECK(tile.size() == 2 && tile[0] > 0 && tile[1] > 0 && tile[0] * tile[1] <= 128,
+                    "tile: expected height and width of at most 128 pixels");
+    const int channels = checked_int(inner.size(1), "inner");
+    STD_TORCH_CHECK(channels == 64 || channels == 128, "inner: expected 64 or 128 channels, got ", channels);
+    with_half_dtype(x, "x", [&](auto zero) {
+        using T = decltype(zero);
+        BlockTail<T> p;
+        p.inner = data_of<T>(inner, "inner");
+        p.x = data_of<T>(x, "x");
+        p.out = data_of<T>(out, "out");
+        p.weights = data_of<T>(weights, "weights");
+        p.inner_pitch = pixel_stride(inner, "inner");
+        p.x_pitch = pixel_stride(x, "x");
+        p.out_pitch = pixel_stride(out, "out");
+        check_vectors(p.inner, inner.size(1), p.inner_pitch, "inner");
+        check_vectors(p.x, x.size(1), p.x_pitch, "x");
+        check_vectors(p.out, out.size(1), p.out_pitch, "out");
+        p.height = checked_int(x.size(3), "height");
+        p.width = checked_int(x.size(4), "width");
+        checked_int(x.size(3) * x.size(4), "pixels of a frame");
+        p.out_height = checked_int(out.size(3), "height");
+        p.out_width = checked_int(out.size(4), "width");
+        p.cin = checked_int(x.size(1), "channels");
+        p.cout = checked_int(out.size(1), "channels");
+        p.stride = static_cast<int>(stride);
+        p.dilation = static_cast<int>(dilation);
+        p.tile_h = static_cast<int>(tile[0]);
+        p.tile_w = static_cast<int>(tile[1]);
+        STD_TORCH_CHECK(out.size(0) == x.size(0) && out.size(2) == x.size(2) &&
+                            out.size(3) == (x.size(3) - 1) / stride + 1 &&
+                            out.size(4) == (x.size(4) - 1) / stride + 1 && (shortcut || p.cin == p.cout) &&
+                            inner.numel() == x.size(0) * x.size(2) * x.size(3) * x.size(4) * channels,
+                        "out: expected the block's result of x, inner: conv_a's");
+        STD_TORCH_CHECK(
+            weights.numel() == int64_t(tail_stages(channels, p.cin, p.cout, shortcut)) * tail_stage(channels),
+            "weights: expected packed weights of these channels, got ", weights.numel(), " elements");
+        p.shifts = floats_or_null(shifts, channels + round_up(p.cout, kTailColumns), "shifts");
+        const int rows = tile[0] * tile[1] <= 64 ? 64 : 128;
+        const int64_t bytes =
+            tail_shared(channels, p.cin, shortcut, rows, p.stride, p.dilation, p.tile_h, p.tile_w).bytes;
+        const int64_t blocks =
+            x.size(0) * x.size(2) * ceil_div(p.out_height, p.tile_h) * ceil_div(p.out_width, p.tile_w);
+        checked_int(blocks, "blocks of threads");
+        if (channels == 64) {
+            return rows == 64 ? launch_tail<T, 64, 1>(p, shortcut, blocks, bytes, device.stream())
+                              : launch_tail<T, 64, 2>(p, shortcut, blocks, bytes, device.stream());
+        }
+        return rows == 64 ? launch_tail<T, 128, 1>(p, shortcut, blocks, bytes, device.stream())
+                          : launch_tail<T, 128, 2>(p, shortcut, blocks, bytes, device.stream());
+    });
+}
+
+}  // namespace slowfast::cuda

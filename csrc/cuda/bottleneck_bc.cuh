@@ -1,0 +1,340 @@
+// A wide residual block (Slow pathway's res2 and res3, Fast's res5) in two kernels: conv_a by itself, then
+// conv_b + conv_c + shortcut + ReLU.
+//
+// point_kernel: kt x 1 x 1 convolution, a product of matrices whose rows are pixels; operands through a ring
+// of stages in shared memory. tail_kernel: a block of threads owns a tile of output pixels of one frame.
+// conv_a's result lies in shared memory with the tile's halo; the weights stream through a ring of stages,
+// all of one size, in the order in which they are used. conv_b's result stays in registers: it is the first
+// operand of conv_c.
+#pragma once
+
+#include "cuda/bottleneck_tile.cuh"
+
+namespace slowfast::cuda {
+
+// --- conv_a
+// -----------------------------------------------------------------------------------------------------
+
+template <class T>
+struct Point {
+    const T* x;
+    T* out;
+    const T* weights;    // packed
+    const float* shift;  // of every channel
+    int64_t x_pitch, out_pitch, pixels;
+    int frames, frame_pixels;
+    int cin, cout, kernel_t;
+};
+
+constexpr int kPointRows = 128, kPointColumns = 64, kPointSteps = 4, kPointStages = 3;
+constexpr int kPointPitch = 16 * kPointSteps + 8;
+constexpr int kPointThreads = 128;
+// Elements of a stage: pixels, then weights.
+constexpr int kPointStage = kPointRows * kPointPitch + kPointSteps * 16 * kPointColumns;
+constexpr int kPointShared = kPointStages * kPointStage * 2;
+
+template <class T>
+SF_KERNEL SF_LAUNCH_BOUNDS(kPointThreads, 2) void point_kernel(const Point<T> p) {
+    constexpr int kUnits = 2 * kPointSteps;            // of 16 bytes in a row of a stage
+    constexpr int kRowsOnce = kPointThreads / kUnits;  // rows that the threads bring at a time
+    constexpr int kRowsEach = kPointRows / kRowsOnce;  // rows that a thread brings
+    T* ring = dynamic_shared<T>();
+    const int across = p.cout / kPointColumns;
+    const int column0 = block_x() % across * kPointColumns;
+    const int64_t pixel0 = int64_t(block_x() / across) * kPointRows;
+    const int tap_steps = ceil_div(p.cin, 16), steps = tap_steps * p.kernel_t;
+    const int chunks = ceil_div(steps, kPointSteps), reach = p.kernel_t / 2;
+
+    const int unit = thread_x() % kUnits, row0 = thread_x() / kUnits;
+    int frame[kRowsEach];  // of every row that this thread brings
+    SF_UNROLL
+    for (int i = 0; i < kRowsEach; ++i) {
+        const int64_t pixel = pixel0 + row0 + i * kRowsOnce;
+        frame[i] = pixel < p.pixels ? static_cast<int>(pixel / p.frame_pixels % p.frames) : -p.frames - reach;
+    }
+    auto fetch = [&](int chunk) {
+        if (chunk < chunks) {
+            T* to = ring + chunk % kPointStages * kPointStage;
+            const int step = chunk * kPointSteps + unit / 2;
+            const int tap = step / tap_steps, channel = (step - tap * tap_steps) * 16 + unit % 2 * 8;
+            const bool has = step < steps && channel < p.cin;
+            const T* from =
+                p.x + (pixel0 + row0 + int64_t(tap - reach) * p.frame_pixels) * p.x_pitch + channel;
+            SF_UNROLL
+            for (int i = 0; i < kRowsEach; ++i) {
+                const int f = frame[i] + tap - reach;
+                const bool valid = has && f >= 0 && f < p.frames;
+                cp_async16(to + (row0 + i * kRowsOnce) * kPointPitch + 8 * unit,
+                           valid ? from + i * kRowsOnce * p.x_pitch : p.x, valid);
+            }
+            T* weights = to + kPointRows * kPointPitch;
+            constexpr int kStepUnits = 16 * kPointColumns / 8;
+            SF_UNROLL
+            for (int i = 0; i < kPointSteps * kStepUnits / kPointThreads; ++i) {
+                const int at = thread_x() + i * kPointThreads;
+                const int s = chunk * kPointSteps + at / kStepUnits;
+                const bool valid = s < steps;
+                cp_async16(weights + 8 * at,
+                           valid ? p.weights + 16 * (int64_t(s) * p.cout + column0) + 8 * (at % kStepUnits)
+                                 : p.weights,
+                           valid);
+            }
+        }
+        cp_async_commit();
+    };
+    SF_UNROLL
+    for (int i = 0; i < kPointStages - 1; ++i) fetch(i);
+
+    float acc[2][8][4];
+    tile::clear(acc);
+    const int row = 32 * warp() + lane() % 16;
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+        cp_async_wait<kPointStages - 2>();
+        syncthreads();
+        fetch(chunk + kPointStages - 1);
+        const T* stage = ring + chunk % kPointStages * kPointStage;
+        const T* rows[2] = {stage + row * kPointPitch + lane() / 16 * 8,
+                            stage + (row + 16) * kPointPitch + lane() / 16 * 8};
+        SF_UNROLL
+        for (int s = 0; s < kPointSteps; ++s) {
+            tile::multiply16<T, 2, 8>(acc, rows, stage + kPointRows * kPointPitch + s * 16 * kPointColumns);
+            rows[0] += 16;
+            rows[1] += 16;
+        }
+    }
+    SF_UNROLL
+    for (int m = 0; m < 2; ++m) {
+        SF_UNROLL
+        for (int half = 0; half < 2; ++half) {
+            const int64_t pixel = pixel0 + 32 * warp() + 16 * m + 8 * half + lane() / 4;
+            if (pixel < p.pixels) {
+                SF_UNROLL
+                for (int q = 0; q < 2; ++q) {
+                    const int channel = column0 + 32 * q + lane() % 4 * 8;
+                    const auto v = tile::finished<T>(tile::row_of<4>(acc[m], half, 4 * q), p.shift + channel,
+                                                     static_cast<const T*>(nullptr));
+                    store(p.out + pixel * p.out_pitch + channel, v);
+                }
+            }
+        }
+    }
+}
+
+// --- conv_b, conv_c
+// ---------------------------------------------------------------------------------------------
+
+template <class T>
+struct BlockTail {
+    const T* inner;  // conv_a's result
+    const T* x;      // the block's input
+    T* out;
+    const T* weights;     // packed: b, then for every 64 channels c and the shortcut's
+    const float* shifts;  // of b, and of c with the shortcut's
+    int64_t inner_pitch, x_pitch, out_pitch;
+    int height, width, out_height, out_width;
+    int cin, cout, stride, dilation;
+    int tile_h, tile_w;
+};
+
+constexpr int kTailThreads = 128, kTailStages = 3, kTailColumns = 64;
+
+// Stages of the shortcut's weights for 64 channels of the result.
+SF_HOST_DEVICE constexpr int tail_shortcut_stages(int inner, int cin) {
+    return ceil_div(ceil_div(cin, 16), inner / 16);
+}
+// Elements of a stage: four steps of conv_b, or 64 channels of conv_c.
+SF_HOST_DEVICE constexpr int tail_stage(int inner) {
+    return 64 * inner;
+}
+SF_HOST_DEVICE int tail_stages(int inner, int cin, int cout, bool shortcut) {
+    const int each = 1 + (shortcut ? tail_shortcut_stages(inner, cin) : 0);
+    return 9 * inner / 64 + ceil_div(cout, kTailColumns) * each;
+}
+
+struct BlockTailShared {
+    int halo_h, halo_w, halo, x_pitch;
+    int at_maps, at_window, at_out;  // bytes; the ring of stages comes first
+    int64_t bytes;
+};
+// rows: output pixels of a block of threads, 64 or 128.
+SF_HOST_DEVICE BlockTailShared tail_shared(int inner, int cin, bool shortcut, int rows, int stride,
+                                           int dilation, int tile_h, int tile_w) {
+    BlockTailShared s;
+    s.halo_h = (tile_h - 1) * stride + 2 * dilation + 1;
+    s.halo_w = (tile_w - 1) * stride + 2 * dilation + 1;
+    s.halo = s.halo_h * s.halo_w;
+    s.x_pitch = tile::row_pitch(round_up(cin, 16));
+    // The shortcut's operand takes the place of conv_a's result when conv_b is done.
+    const int64_t maps = int64_t(s.halo) * tile::row_pitch(inner) * 2;
+    const int64_t operand = shortcut ? int64_t(rows) * s.x_pitch * 2 : 0;
+    int64_t at = int64_t(kTailStages) * tail_stage(inner) * 2;
+    s.at_maps = static_cast<int>(at);
+    at += maps > operand ? maps : operand;
+    s.at_window = static_cast<int>(at);
+    at += 4 * rows;
+    s.at_out = static_cast<int>(at);
+    s.bytes = at + 4 * rows;
+    return s;
+}
+
+// M: tensor-core tiles of 16 output pixels of each of the four warps.
+template <class T, int C, int M, bool Shortcut>
+SF_KERNEL SF_LAUNCH_BOUNDS(kTailThreads, C == 64 ? 3 : 2) void tail_kernel(const BlockTail<T> p) {
+    constexpr int kRows = 64 * M, kTiles = C / 8, kPitch = tile::row_pitch(C), kStage = tail_stage(C);
+    constexpr int kSteps = C / 16;  // of a stage of conv_c
+    const BlockTailShared s =
+        tail_shared(C, p.cin, Shortcut, kRows, p.stride, p.dilation, p.tile_h, p.tile_w);
+    unsigned char* shared = dynamic_shared<unsigned char>();
+    T* ring = reinterpret_cast<T*>(shared);
+    T* maps = reinterpret_cast<T*>(shared + s.at_maps);
+    int* window = reinterpret_cast<int*>(shared + s.at_window);  // output pixel -> first pixel of its window
+    int* out_at = reinterpret_cast<int*>(shared + s.at_out);     // output pixel -> index in the frame, or -1
+
+    const int tiles_w = ceil_div(p.out_width, p.tile_w), tiles_h = ceil_div(p.out_height, p.tile_h);
+    int block = block_x();
+    const int out_x = block % tiles_w * p.tile_w;
+    block /= tiles_w;
+    const int out_y = block % tiles_h * p.tile_h;
+    const int64_t frame = block / tiles_h;  // of all clips
+    const T* inner = p.inner + frame * p.height * p.width * p.inner_pitch;
+    const T* x = p.x + frame * p.height * p.width * p.x_pitch;
+    T* out = p.out + frame * p.out_height * p.out_width * p.out_pitch;
+
+    const int stages = tail_stages(C, p.cin, p.cout, Shortcut);
+    auto fetch = [&](int stage) {
+        if (stage < stages) {
+            T* to = ring + stage % kTailStages * kStage;
+            const T* from = p.weights + int64_t(stage) * kStage;
+            SF_UNROLL
+            for (int i = 0; i < kStage / 8 / kTailThreads; ++i) {
+                const int at = 8 * (thread_x() + i * kTailThreads);
+                cp_async16(to + at, from + at);
+            }
+        }
+        cp_async_commit();
+    };
+    for (int i = thread_x(); i < s.halo * (C / 8); i += kTailThreads) {
+        const int pixel = i / (C / 8), channel = i % (C / 8) * 8;
+        const int y = out_y * p.stride - p.dilation + pixel / s.halo_w;
+        const int v = out_x * p.stride - p.dilation + pixel % s.halo_w;
+        const bool valid = y >= 0 && y < p.height && v >= 0 && v < p.width;
+        cp_async16(maps + pixel * kPitch + channel,
+                   valid ? inner + (int64_t(y) * p.width + v) * p.inner_pitch + channel : inner, valid);
+    }
+    for (int i = thread_x(); i < kRows; i += kTailThreads) {
+        const int y = i / p.tile_w, v = i % p.tile_w;
+        const bool in_tile = y < p.tile_h;
+        window[i] = in_tile ? (y * s.halo_w + v) * p.stride : 0;
+        const bool in_frame = in_tile && out_y + y < p.out_height && out_x + v < p.out_width;
+        out_at[i] = in_frame ? (out_y + y) * p.out_width + out_x + v : -1;
+    }
+    SF_UNROLL
+    for (int i = 0; i < kTailStages - 1; ++i) fetch(i);  // the first group holds the maps as well
+    syncthreads();
+
+    const int row0 = 16 * M * warp();
+    int stage = 0;
+    // Makes the next stage readable and the one after the next on its way.
+    auto next = [&]() -> const T* {
+        cp_async_wait<kTailStages - 2>();
+        syncthreads();
+        fetch(stage + kTailStages - 1);
+        return ring + stage++ % kTailStages * kStage;
+    };
+
+    uint32_t middle[M][kSteps][4];
+    {
+        float acc[M][kTiles][4];
+        tile::clear(acc);
+        const T* rows[M];
+        SF_UNROLL
+        for (int m = 0; m < M; ++m) {
+            rows[m] = maps + window[row0 + 16 * m + lane() % 16] * kPitch + lane() / 16 * 8;
+        }
+        for (int tap = 0; tap < 9; ++tap) {
+            const int tap_at = (tap / 3 * s.halo_w + tap % 3) * p.dilation * kPitch;
+            SF_NO_UNROLL
+            for (int c = 0; c < C; c += 64) {
+                const T* weights = next();
+                SF_UNROLL
+                for (int k = 0; k < 4; ++k) {
+                    const T* shifted[M];
+                    SF_UNROLL
+                    for (int m = 0; m < M; ++m) shifted[m] = rows[m] + tap_at + c + 16 * k;
+                    tile::multiply16<T, M, kTiles>(acc, shifted, weights + k * 16 * C);
+                }
+            }
+        }
+        SF_UNROLL
+        for (int m = 0; m < M; ++m) tile::to_operand<T, kTiles>(middle[m], acc[m], p.shifts);
+    }
+    if constexpr (Shortcut) {
+        syncthreads();  // conv_b is done with the maps
+        const int units = s.x_pitch / 8;
+        for (int i = thread_x(); i < kRows * units; i += kTailThreads) {
+            const int row = i / units, channel = i % units * 8, pixel = out_at[row];
+            const bool valid = pixel >= 0 && channel < p.cin;
+            const int64_t from =
+                (int64_t(pixel / p.out_width) * p.stride * p.width + pixel % p.out_width * p.stride) *
+                p.x_pitch;
+            cp_async16(maps + row * s.x_pitch + channel, valid ? x + from + channel : x, valid);
+        }
+        // With the group that the next call of next() waits for last.
+        cp_async_commit();
+        cp_async_wait<0>();
+    }
+    const int group = lane() / 4, quarter = lane() % 4;
+    for (int n = 0; n < p.cout; n += kTailColumns) {
+        float acc[M][8][4];
+        tile::clear(acc);
+        const T* weights = next();
+        SF_UNROLL
+        for (int k = 0; k < kSteps; ++k) {
+            uint32_t b[8][2];
+            tile::load_weights<8>(b, weights + k * 16 * kTailColumns);
+            SF_UNROLL
+            for (int m = 0; m < M; ++m) {
+                SF_UNROLL
+                for (int j = 0; j < 8; ++j) mma_m16n8k16<T>(acc[m][j], middle[m][k], b[j]);
+            }
+        }
+        if constexpr (Shortcut) {
+            const T* rows[M];
+            SF_UNROLL
+            for (int m = 0; m < M; ++m) {
+                rows[m] = maps + (row0 + 16 * m + lane() % 16) * s.x_pitch + lane() / 16 * 8;
+            }
+            const int x_steps = ceil_div(p.cin, 16);
+            for (int done = 0; done < x_steps; done += kSteps) {
+                weights = next();
+                const int some = x_steps - done < kSteps ? x_steps - done : kSteps;
+                for (int k = 0; k < some; ++k) {
+                    tile::multiply16<T, M, 8>(acc, rows, weights + k * 16 * kTailColumns);
+                    SF_UNROLL
+                    for (int m = 0; m < M; ++m) rows[m] += 16;
+                }
+            }
+        }
+        SF_UNROLL
+        for (int m = 0; m < M; ++m) {
+            SF_UNROLL
+            for (int half = 0; half < 2; ++half) {
+                const int64_t pixel = out_at[row0 + 16 * m + 8 * half + group];
+                if (pixel >= 0) {
+                    SF_UNROLL
+                    for (int q = 0; q < 2; ++q) {
+                        const int channel = n + 32 * q + 8 * quarter;
+                        if (channel < p.cout) {
+                            const T* residual = Shortcut ? nullptr : x + pixel * p.x_pitch + channel;
+                            const auto v = tile::finished<T>(tile::row_of<4>(acc[m], half, 4 * q),
+                                                             p.shifts + C + channel, residual);
+                            store(out + pixel * p.out_pitch + channel, v);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+}  // namespace slowfast::cuda

@@ -1,0 +1,575 @@
+"""The Triton provider: an implicit product of matrices, pixels times channels, with everything in its epilogue.
+
+`pack` brings weights into the kernel's order, `run_packed` runs one convolution on views (channel slices of wider
+buffers), with a strided 1x1x1 convolution of a second tensor as further products of the same sums if asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from ... import autotune, backends, precision
+from ..._triton import tiles
+from ..._triton.launch import cdiv, launch, next_power_of_2
+from .._registration import channels_last, empty_channels_last
+from .op import output_shape
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+POINT, TAPS, ROWS = 0, 1, 2  # as in tiles
+SOURCES = (__file__, tiles.__file__)
+
+#: Shared memory that the operands of a tile may take, bytes: what an sm_80 block can have, less the epilogue's.
+SHARED_BYTES = 160 * 1024
+
+#: One step takes a whole row of taps for fewer input channels than this, if it has no more products than that.
+ROW_CHANNELS, ROW_PRODUCTS = 32, 128
+
+#: Most taps along the three axes together: one bit of an integer each.
+MOST_TAPS = 63
+
+#: Elements from which on offsets into a tensor are 64 bits wide.
+WIDE_FROM = 2**31
+
+#: Multiprocessors to keep busy when tiles are chosen without measuring (H100, H200).
+PROCESSORS = 132
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How one convolution is cut up.
+
+    block_m, block_n: output pixels and channels of a program.
+    block_k:          products per step.
+    warps, stages:    warps of a program, steps in flight.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    warps: int = 4
+    stages: int = 3
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Weights of a convolution as the kernels read them.
+
+    weight:   [Cout, kt * kh * kw * Cin] in the compute type; with a ``row``, every row of taps (those of the kernel's
+              last axis longer than 1) is filled up with zeros to that many values.
+    scale:    float32 [Cout], or None where it is part of the weights.
+    channels: Cin; kernel: (kt, kh, kw).
+    weight2:  [Cout, Cin2] of a 1x1x1 convolution on a second tensor, or None; channels2: Cin2 or 0.
+    row:      values of a row of taps where one step of the kernel takes a whole row, else 0.
+    """
+
+    weight: torch.Tensor
+    scale: torch.Tensor | None
+    channels: int
+    kernel: tuple[int, int, int]
+    weight2: torch.Tensor | None = None
+    channels2: int = 0
+    row: int = 0
+
+
+def float32(v: torch.Tensor | None) -> torch.Tensor | None:
+    """Per-channel vector as the kernels read it."""
+    return None if v is None else v.detach().float().contiguous()
+
+
+def row_of(channels: int, kernel: Sequence[int], dtype: torch.dtype) -> int:
+    """Values of a row of taps, to whole 16 bytes, if a step takes such a row (few channels, several taps); or 0."""
+    inner = next((k for k in reversed(kernel) if k > 1), 1)
+    if inner == 1 or channels >= ROW_CHANNELS or inner * channels > ROW_PRODUCTS:
+        return 0
+    vector = 16 // dtype.itemsize
+    return cdiv(inner * channels, vector) * vector
+
+
+def _rows(weight: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype, row: int = 0) -> torch.Tensor:
+    # [Cout, kt, kh, kw, Cin] flattened; free for weights in channels_last_3d memory and for 1x1x1
+    if scale is not None:
+        weight = weight.float() * scale.float().view(-1, 1, 1, 1, 1)
+    cout, cin = weight.shape[:2]
+    inner = next((k for k in reversed(weight.shape[2:]) if k > 1), 1) if row else 1
+    rows = weight.detach().to(dtype).permute(0, 2, 3, 4, 1).reshape(cout, -1, inner * cin)
+    if row > inner * cin:
+        rows = torch.nn.functional.pad(rows, (0, row - inner * cin))
+    return rows.reshape(cout, -1).contiguous()
+
+
+def pack(
+    weight: torch.Tensor,
+    scale: torch.Tensor | None = None,
+    weight2: torch.Tensor | None = None,
+    scale2: torch.Tensor | None = None,
+    *,
+    dtype: torch.dtype,
+    fold: bool = True,
+) -> Packed:
+    """Weights for `run_packed`.
+
+    weight:  [Cout, Cin, kt, kh, kw]; weight2: [Cout, Cin2, 1, 1, 1] or None.
+    scale, scale2: [Cout] of the two convolutions, or None.
+    fold:    multiply the scale into the weights; else the epilogue does it (impossible with a ``weight2``).
+    """
+    fold = fold or weight2 is not None
+    row = row_of(weight.shape[1], weight.shape[2:], dtype)
+    return Packed(
+        _rows(weight, scale if fold else None, dtype, row),
+        None if fold else float32(scale),
+        weight.shape[1],
+        (weight.shape[2], weight.shape[3], weight.shape[4]),
+        None if weight2 is None else _rows(weight2, scale2, dtype),
+        0 if weight2 is None else weight2.shape[1],
+        row,
+    )
+
+
+# --- kernel ------------------------------------------------------------------------------------------------
+
+
+@triton.jit(do_not_specialize_on_alignment=[
+    "pixels", "frames", "height", "width", "out_frames", "out_height", "out_width",
+])  # fmt: skip
+def conv_kernel(
+    x, w, scale, shift, residual, out, x2, w2,
+    pixels, frames, height, width, out_frames, out_height, out_width, sn, st, sh, sw, sc,
+    stride_t, stride_h, stride_w, pad_t, pad_h, pad_w, dt, dh, dw, channels, w_pitch,
+    out_channels, out_pitch, residual_pitch, sn2, st2, sh2, sw2, channels2, w2_pitch,
+    FORM: tl.constexpr, KT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    CHANNELS: tl.constexpr, ROW: tl.constexpr,
+    CHECK_T: tl.constexpr, CHECK_H: tl.constexpr, CHECK_W: tl.constexpr,
+    X_UNIT: tl.constexpr, W_UNIT: tl.constexpr, OUT_UNIT: tl.constexpr, RESIDUAL_UNIT: tl.constexpr,
+    X2_UNIT: tl.constexpr, WIDE: tl.constexpr, WHOLE_K: tl.constexpr, WHOLE_K2: tl.constexpr,
+    WHOLE_N: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    # Programs that share their pixels follow one another: the pixels stay in the level-2 cache.
+    across = tl.cdiv(out_channels * OUT_UNIT, BLOCK_N)
+    program = tl.program_id(0)
+    m = program // across * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_ok = m < pixels
+    columns = program % across * BLOCK_N + tl.arange(0, BLOCK_N)
+    column_ok = columns < out_channels * OUT_UNIT
+
+    n, t, h, v = tiles.pixel(m, out_frames, out_height, out_width)
+    weight_rows = tiles.index(columns, WIDE) * w_pitch * W_UNIT
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    if FORM == tiles.POINT:
+        rows = tiles.offset(n, t, h, v, sn, st, sh, sw, WIDE) * X_UNIT
+        acc = tiles.point_product(
+            acc, x, rows, row_ok, w, weight_rows, column_ok, channels * X_UNIT,
+            WHOLE_K, WHOLE_N, BLOCK_K, PRECISION,
+        )  # fmt: skip
+    else:
+        t0 = t * stride_t - pad_t
+        h0 = h * stride_h - pad_h
+        w0 = v * stride_w - pad_w
+        rows = tiles.offset(n, t0, h0, w0, sn, st, sh, sw, WIDE) * X_UNIT
+        if FORM == tiles.TAPS:
+            acc = tiles.taps_product(
+                acc, x, rows, row_ok, t0, h0, w0, frames, height, width, st, sh, sw, dt, dh, dw,
+                w, weight_rows, column_ok, channels * X_UNIT, KT, KH, KW, CHECK_T, CHECK_H, CHECK_W, X_UNIT,
+                WIDE, WHOLE_K, WHOLE_N, BLOCK_K, PRECISION,
+            )  # fmt: skip
+        elif KW > 1:
+            acc = tiles.rows_product(
+                acc, x, rows, row_ok, t0, h0, w0, frames, height, width, st, sh, sw, sc, dt, dh, dw,
+                w, weight_rows, column_ok, KT, KH, KW, CHANNELS, ROW, CHECK_T, CHECK_H, CHECK_W, X_UNIT,
+                WIDE, WHOLE_N, BLOCK_K, PRECISION,
+            )  # fmt: skip
+        elif KH > 1:
+            acc = tiles.rows_product(
+                acc, x, rows, row_ok, t0, w0, h0, frames, width, height, st, sw, sh, sc, dt, dw, dh,
+                w, weight_rows, column_ok, KT, KW, KH, CHANNELS, ROW, CHECK_T, CHECK_W, CHECK_H, X_UNIT,
+                WIDE, WHOLE_N, BLOCK_K, PRECISION,
+            )  # fmt: skip
+        else:
+            acc = tiles.rows_product(
+                acc, x, rows, row_ok, h0, w0, t0, height, width, frames, sh, sw, st, sc, dh, dw, dt,
+                w, weight_rows, column_ok, KH, KW, KT, CHANNELS, ROW, CHECK_H, CHECK_W, CHECK_T, X_UNIT,
+                WIDE, WHOLE_N, BLOCK_K, PRECISION,
+            )  # fmt: skip
+    if x2 is not None:
+        rows2 = tiles.offset(n, t, h, v, sn2, st2, sh2, sw2, WIDE) * X2_UNIT
+        acc = tiles.point_product(
+            acc, x2, rows2, row_ok, w2, tiles.index(columns, WIDE) * w2_pitch * W_UNIT, column_ok,
+            channels2 * X2_UNIT, WHOLE_K2, WHOLE_N, BLOCK_K, PRECISION,
+        )  # fmt: skip
+
+    y = tiles.affine(acc, scale, shift, columns, column_ok)
+    at = tiles.index(m, WIDE)
+    tiles.finish(
+        y, residual, at * residual_pitch * RESIDUAL_UNIT, out, at * out_pitch * OUT_UNIT, columns,
+        row_ok[:, None] & column_ok[None, :], RELU,
+    )  # fmt: skip
+
+
+# --- shapes, strides ---------------------------------------------------------------------------------------
+
+
+def unit(*values: int) -> int:
+    """Largest power of two up to 16 that divides every value."""
+    return math.gcd(16, *values)
+
+
+def is_wide(*tensors: torch.Tensor | None) -> bool:
+    """Whether offsets into any of the tensors (from its own first element) need 64 bits."""
+    return any(
+        x is not None and 1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) >= WIDE_FROM
+        for x in tensors
+    )
+
+
+def pixel_pitch(x: torch.Tensor) -> int | None:
+    """Elements from one pixel to the next if the pixels of ``x`` follow one another in memory, else None.
+
+    Channels must be adjacent. True for channels_last_3d tensors and for channel slices of them.
+    """
+    n, c, t, h, w = x.shape
+    if c > 1 and x.stride(1) != 1:
+        return None
+    # axes of extent 1 have no stride of their own
+    pitch = next(
+        (x.stride(d) // f for d, f in ((4, 1), (3, w), (2, h * w), (0, t * h * w)) if x.shape[d] > 1), c
+    )
+    steps = ((4, 1), (3, w), (2, h * w), (0, t * h * w))
+    return pitch if all(x.stride(d) == pitch * f for d, f in steps if x.shape[d] > 1) else None
+
+
+def pixels_in_row(x: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """``x``, or a copy in channels_last_3d memory, and its pixel pitch."""
+    pitch = pixel_pitch(x)
+    return (channels_last(x), x.shape[1]) if pitch is None else (x, pitch)
+
+
+def adjacent_channels(x: torch.Tensor) -> torch.Tensor:
+    """``x``, or a copy of it whose channels are adjacent in memory."""
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else channels_last(x)
+
+
+def empty_like_view(x: torch.Tensor) -> torch.Tensor:
+    """Uninitialised memory with the shape and the strides of a channel slice."""
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
+
+
+@dataclass
+class Geometry:
+    """What the kernel is told of a convolution's input, axes that nothing distinguishes put together."""
+
+    n: int
+    size: list[int]  # frames, rows, columns of the input
+    out: list[int]
+    strides: list[int]  # clip, frame, row, column; elements
+    kernel: tuple[int, int, int]
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+
+    @property
+    def point(self) -> bool:
+        return self.kernel == (1, 1, 1) and not any(self.padding) and self.stride == [1, 1, 1]
+
+    @property
+    def checks(self) -> tuple[bool, bool, bool]:
+        """Along which axes a window may leave the input."""
+        t, h, w = (p > 0 for p in self.padding)
+        return t, h, w
+
+
+def geometry(
+    x: torch.Tensor, kernel: tuple[int, int, int], stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Geometry:  # fmt: skip
+    """Geometry of a convolution of ``x`` ([N, C, T, H, W], any strides)."""
+    size = list(x.shape[2:])
+    strides = [x.stride(0), x.stride(2), x.stride(3), x.stride(4)]
+    stride, padding = list(stride), list(padding)
+    out = output_shape(x.shape, (0, 0, *kernel), stride, padding, dilation)[2:]
+    n = x.shape[0]
+    for axis in range(3):
+        if kernel[axis] == 1 and padding[axis] == 0:  # a strided view of the input: only its strides differ
+            strides[axis + 1] *= stride[axis]
+            size[axis], stride[axis] = out[axis], 1
+    plain = [kernel[a] == 1 and padding[a] == 0 for a in range(3)]
+    if plain[1] and plain[2] and (size[1] == 1 or strides[2] == size[2] * strides[3]):
+        size[2] = out[2] = size[1] * size[2]
+        size[1], out[1], strides[2] = 1, 1, 0
+    if plain[0] and (n == 1 or size[0] == 1 or strides[0] == size[0] * strides[1]):
+        strides[0] = strides[1] if size[0] > 1 else strides[0]
+        n, size[0], out[0], strides[1] = n * size[0], 1, 1, 0
+        if plain[1] and plain[2] and size[1] == 1 and (n == 1 or strides[0] == size[2] * strides[3]):
+            size[2] = out[2] = n * size[2]
+            n, strides[0] = 1, 0
+    return Geometry(n, size, out, strides, kernel, stride, padding, list(dilation))
+
+
+# --- tiles -------------------------------------------------------------------------------------------------
+
+
+def step_of(products: int, most: int, padding: float = 1.25) -> int:
+    """Products per step: the largest power of two that pads their number by a factor of ``padding`` at most."""
+    sizes = [k for k in (128, 64, 32, 16) if k <= most]
+    return next((k for k in sizes if cdiv(products, k) * k <= padding * products), sizes[-1])
+
+
+def heuristic(
+    pixels: int, out_channels: int, channels: int, taps: int, row: int, channels2: int, dtype: torch.dtype,
+    mode: str,
+) -> Tiles:  # fmt: skip
+    """Tiles of a convolution, unmeasured: large ones while they keep every multiprocessor busy.
+
+    row:       of `Packed`.
+    channels2: input channels of the second source, 0 without one.
+    mode:      `dot_precision`.
+    """
+    if backends.simulated("triton"):  # the interpreter takes its time per step, not per value
+        k = next_power_of_2(row or max(channels, channels2), 16, 512)
+        return Tiles(next_power_of_2(pixels, 16, 2048), next_power_of_2(out_channels, 16, 512), k)
+    wide = dtype == torch.float32
+    ieee = wide and mode == "ieee"
+    n = next_power_of_2(out_channels, 16, 64 if wide else 128)
+    m = 64 if wide and mode != "tf32" else 128
+    while cdiv(pixels, m) * cdiv(out_channels, n) < PROCESSORS and (m > 64 or n > 64):
+        m, n = (64, n) if m > 64 else (m, n // 2)
+    most = 16 if ieee else 32 if wide else 64
+    k = next_power_of_2(row, 16) if row else step_of(channels, most)
+    if channels2 and not row:
+        k = max(16, min(k, step_of(channels2, most)))
+    if row and channels % 8:  # loads of single values: a thread holds few pixels
+        m = 64
+    steps = (taps * channels // row if row else cdiv(channels, k) * taps) + cdiv(channels2, k)
+    stages = 1 if ieee else min(4 if m * n < 128 * 128 else 3, max(2, steps))
+    # large tiles need eight warps' registers for residual and sums; taps stay with four, small sums without matrix
+    # units with two
+    warps = 8 if taps == 1 and m * n >= 128 * 128 else 2 if ieee and taps > 1 and n == 32 else 4
+    return Tiles(m, n, k, warps, stages)
+
+
+def candidates(
+    pixels: int, out_channels: int, channels: int, taps: int, row: int, channels2: int, dtype: torch.dtype,
+    mode: str,
+) -> list[Tiles]:  # fmt: skip
+    """Tiles worth measuring. Eight warps only without taps: more have given wrong results with them."""
+    found = []
+    steps = (next_power_of_2(row, 16),) if row else (16, 32, 64, 128)
+    for m, n, k in ((m, n, k) for m in (64, 128, 256) for n in (16, 32, 64, 128, 256) for k in steps):
+        if n > next_power_of_2(out_channels, 16) or k > next_power_of_2(row or channels, 16):
+            continue
+        for warps in (4, 8) if taps == 1 else (4,):
+            if not 8 <= m * n // (32 * warps) <= 128:
+                continue
+            for stages in (2, 3, 4, 5):
+                if (m + n) * k * dtype.itemsize * stages <= SHARED_BYTES:
+                    found.append(Tiles(m, n, k, warps, stages))
+    return found
+
+
+_chosen: dict[Any, Tiles] = {}
+
+
+def chosen(
+    op: str,
+    key: tuple[Any, ...],
+    device: torch.device,
+    first: Callable[[], Any],
+    more: Callable[[], Sequence[Any]],
+    run: Callable[[Any], None],
+    sources: tuple[str, ...] = SOURCES,
+) -> Any:
+    """`autotune.choose`, once per key: a call's tiles cost one look-up."""
+    full = (op, key, device.type, device.index, autotune._measuring.get())
+    found = _chosen.get(full)
+    if found is None:
+        found = autotune.choose(op, key, autotune.source_hash(*sources), device, first(), more, run)
+        capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        if not capturing:  # while a graph is captured nothing is measured: a later call may
+            _chosen[full] = found
+    return found
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """``input_precision`` of tl.dot."""
+    return precision.fp32_mode() if dtype == torch.float32 else "ieee"
+
+
+# --- calls -------------------------------------------------------------------------------------------------
+
+
+def run_packed(
+    x: torch.Tensor,
+    packed: Packed,
+    shift: torch.Tensor | None,
+    out: torch.Tensor,
+    *,
+    stride: Sequence[int] = (1, 1, 1),
+    padding: Sequence[int] = (0, 0, 0),
+    dilation: Sequence[int] = (1, 1, 1),
+    relu: bool = True,
+    residual: torch.Tensor | None = None,
+    x2: torch.Tensor | None = None,
+    stride2: Sequence[int] = (1, 1, 1),
+    config: Tiles | None = None,
+) -> torch.Tensor:
+    """One convolution into ``out``; nothing is allocated if every tensor lies as said.
+
+    x:        [N, Cin, T, H, W] with adjacent channels (others are copied); may be a view.
+    shift:    float32 [Cout] or None.
+    out:      [N, Cout, To, Ho, Wo], channels_last_3d or a channel slice of such a tensor.
+    residual: like ``out``, may be ``out`` itself.
+    x2:       input of the packed 1x1x1 ``weight2``, read with ``stride2``.
+    config:   tiles; by default those of `chosen`.
+    """
+    if not packed.row:
+        x = adjacent_channels(x)
+    g = geometry(x, packed.kernel, stride, padding, dilation)
+    out_pitch = pixel_pitch(out)
+    if out_pitch is None:
+        raise ValueError(
+            f"out: expected pixels that follow one another in memory, got strides {out.stride()}"
+        )
+    residual_pitch = 0
+    if residual is not None:
+        residual, residual_pitch = pixels_in_row(residual)
+    cout, taps = out.shape[1], math.prod(packed.kernel)
+    pixels = out.shape[0] * math.prod(out.shape[2:])
+    sc = x.stride(1) if x.shape[1] > 1 else 1
+
+    # the second source is read by the pixels of the output: undo what was put together if it does not fit
+    strides2 = [0, 0, 0, 0]
+    if x2 is not None:
+        x2 = adjacent_channels(x2)
+        g, strides2 = _with_second(g, x, x2, packed.kernel, stride, padding, dilation, stride2)
+
+    wide = is_wide(x, packed.weight, residual, out, x2)
+    mode = dot_precision(x.dtype)
+    shape = (pixels, cout, packed.channels, taps, packed.row, packed.channels2, x.dtype, mode)
+
+    def start(tiles: Tiles, out: torch.Tensor = out) -> None:
+        form = ROWS if packed.row else POINT if g.point else TAPS
+        x_unit = unit(*g.strides, *(() if packed.row else (packed.channels,))) if sc == 1 else 1
+        w_unit = unit(
+            packed.weight.stride(0), *(() if packed.weight2 is None else (packed.weight2.stride(0),))
+        )
+        x2_unit = unit(*strides2, packed.channels2) if x2 is not None else 1
+        out_unit, residual_unit = unit(out_pitch, cout), unit(residual_pitch)
+        launch(
+            conv_kernel,
+            (cdiv(pixels, tiles.block_m) * cdiv(cout, tiles.block_n),),
+            x, packed.weight, packed.scale, shift, residual, out, x2, packed.weight2,
+            pixels, *g.size, *g.out, *(s // x_unit for s in g.strides), sc,
+            *g.stride, *g.padding, *g.dilation, packed.channels // x_unit, packed.weight.stride(0) // w_unit,
+            cout // out_unit, out_pitch // out_unit, residual_pitch // residual_unit,
+            *(s // x2_unit for s in strides2), packed.channels2 // x2_unit,
+            0 if packed.weight2 is None else packed.weight2.stride(0) // w_unit,
+            warps=tiles.warps, stages=tiles.stages,
+            FORM=form, KT=g.kernel[0], KH=g.kernel[1], KW=g.kernel[2],
+            CHANNELS=packed.channels if packed.row else 0, ROW=packed.row,
+            CHECK_T=g.checks[0], CHECK_H=g.checks[1], CHECK_W=g.checks[2],
+            X_UNIT=x_unit, W_UNIT=w_unit, OUT_UNIT=out_unit, RESIDUAL_UNIT=residual_unit, X2_UNIT=x2_unit,
+            WIDE=wide, WHOLE_K=packed.channels % tiles.block_k == 0 and not packed.row,
+            WHOLE_K2=packed.channels2 % tiles.block_k == 0, WHOLE_N=cout % tiles.block_n == 0,
+            RELU=relu, PRECISION=mode,
+            BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
+        )  # fmt: skip
+
+    def measured(tiles: Tiles) -> None:
+        # run again and again: where the residual is overwritten, on a copy
+        overwritten = residual is not None and residual.data_ptr() == out.data_ptr()
+        start(tiles, empty_like_view(out) if overwritten else out)
+
+    if pixels and cout:
+        start(
+            config
+            or chosen(
+                "conv_bn_act3d",
+                (*shape, *packed.kernel, *stride, *g.out),
+                x.device,
+                lambda: heuristic(*shape),
+                lambda: candidates(*shape),
+                measured,
+            )
+        )
+    return out
+
+
+def _with_second(
+    g: Geometry, x: torch.Tensor, x2: torch.Tensor, kernel: tuple[int, int, int], stride: Sequence[int],
+    padding: Sequence[int], dilation: Sequence[int], stride2: Sequence[int],
+) -> tuple[Geometry, list[int]]:  # fmt: skip
+    """Geometry of both sources of a sum, and the second one's strides, over the same axes."""
+    second = geometry(x2, (1, 1, 1), stride2, (0, 0, 0), (1, 1, 1))
+    if second.out == g.out and second.n == g.n:
+        return g, second.strides
+    size, out = list(x.shape[2:]), output_shape(x.shape, (0, 0, *kernel), stride, padding, dilation)[2:]
+    apart = replace(
+        g, n=x.shape[0], size=size, out=out, strides=[x.stride(d) for d in (0, 2, 3, 4)],
+        stride=list(stride),
+    )  # fmt: skip
+    steps = (1, *stride2)
+    return apart, [x2.stride(d) * s for d, s in zip((0, 2, 3, 4), steps, strict=True)]
+
+
+def refuses(x: torch.Tensor, weight: torch.Tensor, *rest: object) -> str | None:
+    """Why the Triton kernels cannot run this call, or None."""
+    if x.dtype not in DTYPES:
+        return f"x is {x.dtype}, the Triton kernels take float32, bfloat16 and float16"
+    if weight.dtype != x.dtype:
+        return f"weight is {weight.dtype} but x is {x.dtype}"
+    if sum(weight.shape[2:]) > MOST_TAPS:
+        return (
+            f"the kernel {tuple(weight.shape[2:])} spans more than {MOST_TAPS} places along its axes together"
+        )
+    residual = rest[2] if len(rest) > 2 else None
+    if isinstance(residual, torch.Tensor) and residual.dtype != x.dtype:
+        return f"residual is {residual.dtype} but x is {x.dtype}"
+    pixels = x.shape[0] * math.prod(x.shape[2:])
+    if len(rest) > 5:  # a convolution itself, not one of an op made of several
+        shape = output_shape(x.shape, weight.shape, *rest[3:6])  # type: ignore[arg-type]
+        pixels = max(pixels, shape[0] * math.prod(shape[2:]))
+    if pixels >= 2**31:
+        return f"there are {pixels} pixels, the Triton kernels count up to {2**31 - 1}"
+    return None
+
+
+def run(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    relu: bool,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    if out is None:
+        out = empty_channels_last(x, output_shape(x.shape, weight.shape, stride, padding, dilation))
+    packed = pack(weight, scale, dtype=x.dtype, fold=False)
+    return run_packed(
+        x, packed, float32(shift), out, stride=stride, padding=padding, dilation=dilation, relu=relu,
+        residual=residual,
+    )  # fmt: skip
+
+
+def refuses_out(*args: Any) -> str | None:
+    x, out = args[0], args[-2]
+    if out.dtype != x.dtype:
+        return f"out is {out.dtype} but x is {x.dtype}"
+    if not out.is_contiguous(memory_format=torch.channels_last_3d):
+        return "out is not channels_last_3d"
+    return refuses(*args)
+
+
+def run_out(*args: Any) -> None:
+    out, channel_offset = args[-2:]
+    call = [*args[:-2], out.narrow(1, channel_offset, args[1].shape[0])]
+    run(*call)

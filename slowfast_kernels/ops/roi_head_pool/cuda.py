@@ -1,0 +1,115 @@
+"""The CUDA provider: one launch for few boxes, two for many, one for the gradient of a pathway.
+
+A clip is reduced over time first, only where boxes need it: by every box's own blocks while a clip has few boxes,
+else once, into float32 maps. Both pathways share a launch. The gradient walks the boxes of a clip in order and goes
+through the bins of the maxima only: no atomics, the same bits every time.
+
+A batch index that names no clip is an error where the boxes may be read, which waits for the GPU. On a stream that
+is being captured such a box gives NaN and bin -1, and no gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .._registration import define_native, empty_channels_last
+from ..roi_align3d.cuda import DTYPES, boxes_float32, pixels_in_row
+
+define_native(
+    "_roi_head_cuda(Tensor slow, Tensor? fast, Tensor rois, int[] output_size, float spatial_scale,"
+    " int sampling_ratio, bool aligned, bool max, Tensor(a!)? maps, Tensor(b!) out, Tensor(c!) arg) -> ()"
+)
+define_native(
+    "_roi_head_bwd_cuda(Tensor grad, Tensor arg, Tensor rois, Tensor? features, int[] output_size,"
+    " float spatial_scale, int sampling_ratio, bool aligned, bool max, Tensor(a!) dx) -> ()"
+)
+
+#: Channels that a block takes together (kHeadSlice), and cells whose float32 slice fits its shared memory.
+SLICE = 32
+CELLS_OF_A_BLOCK = (64 << 10) // (4 * SLICE)
+
+
+def refuses(slow: torch.Tensor, fast: torch.Tensor | None, *rest: object) -> str | None:
+    """Why the CUDA kernels cannot run this call, or None."""
+    if slow.dtype not in DTYPES:
+        return f"slow is {slow.dtype}, the CUDA kernels take float32, bfloat16 and float16"
+    if fast is not None and fast.dtype != slow.dtype:
+        return f"fast is {fast.dtype} but slow is {slow.dtype}"
+    return None
+
+
+def refuses_bwd(grad: torch.Tensor, *rest: object) -> str | None:
+    """Why the CUDA kernel cannot compute this gradient, or None."""
+    return refuses(grad, None)
+
+
+def reduces_apart(clips: int, boxes: int, cells: int, frames: int) -> bool:
+    """Whether the reduction over time gets a launch of its own: where boxes would repeat too much of it."""
+    return cells > CELLS_OF_A_BLOCK or (boxes > 4 * clips and frames > 2)
+
+
+def run(
+    slow: torch.Tensor,
+    fast: torch.Tensor | None,
+    rois: torch.Tensor,
+    output_size: list[int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+    temporal: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    n, channels, frames, h, w = slow.shape
+    boxes = boxes_float32(rois, n)
+    slices = -(-channels // SLICE)
+    if fast is not None:
+        channels, frames = channels + fast.shape[1], max(frames, fast.shape[2])
+        slices += -(-fast.shape[1] // SLICE)
+    out = slow.new_empty((rois.shape[0], channels))
+    arg = slow.new_empty((rois.shape[0], channels), dtype=torch.int32)
+    maps = None
+    if reduces_apart(n, rois.shape[0], h * w, frames):
+        maps = slow.new_empty((n, h * w, slices * SLICE), dtype=torch.float32)  # written under boxes only
+    torch.ops.slowfast._roi_head_cuda(
+        pixels_in_row(slow),
+        None if fast is None else pixels_in_row(fast),
+        boxes,
+        output_size,
+        spatial_scale,
+        sampling_ratio,
+        aligned,
+        temporal == "max",
+        maps,
+        out,
+        arg,
+    )
+    return out, arg
+
+
+def run_bwd(
+    grad: torch.Tensor,
+    arg: torch.Tensor,
+    rois: torch.Tensor,
+    features: torch.Tensor | None,
+    shape: list[int],
+    output_size: list[int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+    temporal: str,
+) -> torch.Tensor:
+    boxes = boxes_float32(rois, shape[0])
+    dx = empty_channels_last(grad, shape)
+    torch.ops.slowfast._roi_head_bwd_cuda(
+        # a pathway's columns of the results of both are taken as they lie
+        grad if grad.stride(1) == 1 else grad.contiguous(),
+        arg if arg.stride(1) == 1 else arg.contiguous(),
+        boxes,
+        pixels_in_row(features) if features is not None and temporal == "max" else None,
+        output_size,
+        spatial_scale,
+        sampling_ratio,
+        aligned,
+        temporal == "max",
+        dx,
+    )
+    return dx

@@ -1,0 +1,164 @@
+"""The CUDA C++ provider: convolution, affine, ReLU and max-pool in one kernel that marches in time.
+
+Operands are bfloat16 or float16 for the tensor cores, sums and shift float32; the scale is folded into the weights.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from .._registration import define_native, empty_channels_last
+from .cpu import output_shape
+
+define_native(
+    "_stem_run_cuda(Tensor x, Tensor weights, Tensor? shift, int kernel_t, bool relu, int segment,"
+    " Tensor(a!) out) -> ()"
+)
+
+DTYPES = (torch.bfloat16, torch.float16)
+
+#: Most output channels by temporal extent of the kernel.
+CHANNELS = {1: 64, 5: 8}
+
+#: Pooled pixels of a block of threads, height and width; multiprocessors where no device says (an H200's).
+TILE, PROCESSORS = (7, 8), 132
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Weights and shift as the kernel reads them.
+
+    weights: second operands of the tensor cores, lane by lane, in the compute type.
+    shift:   float32 [Cout] or None.
+    cout, kernel_t: of the convolution.
+    """
+
+    weights: torch.Tensor
+    shift: torch.Tensor | None
+    cout: int
+    kernel_t: int
+
+
+def pack(
+    weight: torch.Tensor, scale: torch.Tensor | None, shift: torch.Tensor | None, *, dtype: torch.dtype
+) -> Packed:
+    """Arguments of the stem for `run_packed`; ``dtype`` is the compute type.
+
+    Under one row of the kernel: one value before the window, its 7 x 3, two behind it; 24 products in three
+    registers of a lane, for every temporal tap and tile of eight channels.
+    """
+    cout, cin, kernel_t, kh, kw = weight.shape
+    w = weight.detach().float()
+    if scale is not None:
+        w = w * scale.detach().float().view(-1, 1, 1, 1, 1)
+    tiles = 1 if cout <= 8 else 8
+    rows = w.permute(3, 2, 0, 4, 1).reshape(kh, kernel_t, cout, kw * cin)
+    rows = F.pad(rows, (1, 2, 0, 8 * tiles - cout))
+    # the channel of every column, such that a lane's results are neighbours in memory
+    joined = min(4, tiles)
+    q, j, g = (torch.arange(n, device=w.device) for n in (tiles // joined, joined, 8))
+    channel = q.view(-1, 1, 1) * 8 * joined + g // 2 * 2 * joined + j.view(-1, 1) * 2 + g % 2
+    rows = rows[:, :, channel.flatten()].view(kh, kernel_t, tiles, 8, 3, 4, 2)
+    # [row, lane's column, lane's products, tap, tile, register, two values]
+    registers = rows.permute(0, 3, 5, 1, 2, 4, 6).reshape(kh, 32, 3 * kernel_t * tiles, 2)
+    registers = F.pad(registers, (0, 0, 0, -registers.shape[2] % 4))
+    fours = registers.view(kh, 32, -1, 8).transpose(1, 2)
+    return Packed(
+        fours.to(dtype).contiguous().flatten(),
+        None if shift is None else shift.detach().float().contiguous(),
+        cout,
+        kernel_t,
+    )
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return PROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def heuristic(clips: int, frames: int, height: int, width: int, kernel_t: int, processors: int) -> int:
+    """Frames of a block of threads, unmeasured, for [clips, cout, frames, height, width] results.
+
+    Every segment brings its own weights and, with a long kernel, frames before and behind it.
+    """
+    tiles = clips * -(-height // TILE[0]) * -(-width // TILE[1])
+    resident = 3 if kernel_t == 5 else 2
+
+    def time(segment: int) -> float:
+        rounds = -(-tiles * -(-frames // segment) // (processors * resident))
+        return rounds * (min(frames, segment + kernel_t - 1) + 0.7)
+
+    return min(candidates(frames), key=time)
+
+
+def candidates(frames: int) -> list[int]:
+    """Segments worth measuring."""
+    return sorted(
+        {-(-frames // parts) for parts in (1, 2, 3, 4, 6, 8, 16, 32) if parts <= frames}, reverse=True
+    )
+
+
+def run_packed(
+    x: torch.Tensor,
+    packed: Packed,
+    out: torch.Tensor,
+    *,
+    relu: bool = True,
+    config: int | None = None,
+) -> torch.Tensor:
+    """The stem with its pool into ``out``.
+
+    x:      [N, 3, T, H, W], any strides; fastest with adjacent channels and rows at 16-byte boundaries.
+    out:    [N, Cout, T, Ho, Wo], channels_last_3d or a channel slice at a multiple of 8.
+    config: frames of a block of threads; by default the heuristic's.
+    """
+    segment = config or heuristic(
+        out.shape[0], out.shape[2], out.shape[3], out.shape[4], packed.kernel_t, _processors(x.device)
+    )
+    torch.ops.slowfast._stem_run_cuda(x, packed.weights, packed.shift, packed.kernel_t, relu, segment, out)
+    return out
+
+
+def refuses(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    stride: Sequence[int],
+    relu: bool,
+    pool: bool,
+) -> str | None:
+    """Why the CUDA kernel cannot run this call, or None."""
+    if x.dtype not in DTYPES:
+        return f"x is {x.dtype}: the tensor-core kernel takes bfloat16 and float16"
+    if weight.dtype != x.dtype:
+        return f"weight is {weight.dtype} but x is {x.dtype}"
+    cout, cin, *kernel = weight.shape
+    if cin != 3 or kernel[0] not in CHANNELS or kernel[1:] != [7, 7]:
+        return f"the kernel {tuple(kernel)} of {cin} channels is not 1x7x7 or 5x7x7 of 3"
+    if cout % 8 or cout > CHANNELS[kernel[0]]:
+        most = CHANNELS[kernel[0]]
+        return f"{cout} output channels of {kernel[0]} x 7 x 7 are not a multiple of 8 and at most {most}"
+    if list(stride) != [1, 2, 2] or not pool:
+        return f"stride {tuple(stride)} and pool={pool}: the kernel has stride (1, 2, 2) and pools"
+    return None
+
+
+def run(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    stride: list[int],
+    relu: bool,
+    pool: bool,
+) -> torch.Tensor:
+    out = empty_channels_last(x, output_shape(x.shape, weight.shape, stride, pool))
+    return run_packed(x, pack(weight, scale, shift, dtype=x.dtype), out, relu=relu)

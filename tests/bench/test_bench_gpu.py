@@ -1,0 +1,765 @@
+"""bench/gpu.sh: its dry run goes through everything but the device, and what is wrong ends in the exit status."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from slowfast_kernels import backends, bench
+from slowfast_kernels.backends import Provider
+from slowfast_kernels.bench import peer_model, registry, store
+from slowfast_kernels.bench.gpu import (
+    ceilings,
+    command,
+    correctness,
+    measure,
+    peers,
+    profile,
+    results,
+    single,
+    targets,
+    worker,
+)
+from slowfast_kernels.bench.gpu.machine import Contender, Machine, Replayed, Setting, moved
+from slowfast_kernels.bench.op_modules import op_module
+from slowfast_kernels.bench.subject import Subject
+from slowfast_kernels.ops._cases import cases_of
+from slowfast_kernels.ops._registration import OPS
+
+ROOT = Path(store.__file__).resolve().parents[1]
+SCRIPT = ROOT / "bench" / "gpu.sh"
+DRY = Setting(dry=True, batches=(1, 2), limit=1, rounds=2, shrink=16, check_shrink=16, crop=32, frames=8,
+              overrides={"blocks": [1, 1, 1, 1]})  # fmt: skip
+
+
+def run_script(*arguments, **environment):
+    env = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(
+        ["bash", str(SCRIPT), *map(str, arguments)], capture_output=True, text=True, timeout=600, env=env
+    )
+
+
+@pytest.fixture
+def dry():
+    """The machine of a dry run; cuDNN's switch as it was."""
+    before = torch.backends.cudnn.benchmark
+    machine = Machine(DRY)
+    with machine.session():
+        yield machine
+    torch.backends.cudnn.benchmark = before
+
+
+# --- the script --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A dry run of the first item of every part that measures, without PYTHONPATH or an installed package."""
+    out = tmp_path_factory.mktemp("gpu")
+    done = run_script(out, "--dry-run", "--skip", "correctness", "--items", "1", "--batch", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out, done, json.loads((out / "gpu.json").read_text())
+
+
+def test_every_part_runs_in_a_dry_run(measured):
+    _, _, document = measured
+    wanted = [part for part in worker.PARTS if part != "correctness"]
+    assert list(document["parts"]) == wanted
+    for name, part in document["parts"].items():
+        assert part["status"] == "done" and len(part["done"]) == 1 and not part["failed"], name
+    compared = document["compared"]
+    assert {r["part"] for r in compared} == set(results.COMPARED)
+    for record in compared:
+        assert {r["who"] for r in record["rows"] if not r["ours"]}, record["what"]
+        assert any(r["ours"] and r["green"] for r in record["rows"]), record["what"]
+        assert all(r["median_s"] > 0 for r in record["rows"])
+
+
+def test_interpreted_kernels_are_among_the_contenders(measured):
+    reason = backends.unavailable("triton") if backends.simulated("triton") else None
+    if reason:
+        pytest.skip(reason)
+    _, _, document = measured
+    ran = {r["part"] for r in document["compared"] for row in r["rows"] if row["who"] == "triton"}
+    assert ran == {"parts", "pack", "roi", "ops"}
+
+
+def test_a_dry_run_cannot_be_mistaken(measured):
+    out, done, document = measured
+    page = (out / "gpu.md").read_text()
+    assert document["dry_run"] is True and document["note"] == results.DRY
+    assert results.DRY in page and results.DRY in done.stdout and "Dry run" in page.splitlines()[0]
+    assert {row["verdict"] for row in document["targets"]} == {"dry run"}
+    assert document["environment"]["revision"]
+
+
+def test_the_page_has_the_targets_and_every_table(measured):
+    out, _, document = measured
+    page = (out / "gpu.md").read_text()
+    table = [line for line in page.splitlines() if line.startswith("| ")]
+    assert len(table) == 1 + len(document["targets"]) == 13
+    assert {line.count("|") for line in table} == {8}
+    for title in ("Targets", "Ceilings", "Parts of the network", "pack_pathways", "roi_head_pool", "Whole model",
+                  "Single ops", "torch.compile", "What was run"):  # fmt: skip
+        assert f"## {title}\n" in page
+    assert "torchvision" in page  # there or missing: said either way
+    pytest.importorskip("matplotlib")
+    assert (out / "speedups.png").stat().st_size > 1000
+
+
+def test_correctness_part_with_a_sanitizer_and_pytest(tmp_path):
+    """The tool is a stand-in that runs its program; GPU tests are this file's, skipped where there is no GPU."""
+    tool = tmp_path / "bin" / "compute-sanitizer"
+    tool.parent.mkdir()
+    tool.write_text(
+        "#!/bin/bash\n"
+        'while [[ $1 == --* ]]; do shift 2; done; "$@"; status=$?\n'
+        "echo '========= ERROR SUMMARY: 0 errors'; exit $status\n"
+    )
+    tool.chmod(0o755)
+    out = tmp_path / "out"
+    path = f"{tool.parent}{os.pathsep}{os.environ['PATH']}"
+    done = run_script(out, "--dry-run", "--only", "correctness", "--op", "pack_pathways", PATH=path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = {
+        r["what"]: r for r in json.loads((out / "gpu.json").read_text())["parts"]["correctness"]["records"]
+    }
+    assert set(records) == {
+        "pack_pathways triton",
+        "pack_pathways cuda",
+        "pytest -m gpu",
+        "compute-sanitizer",
+    }
+    assert "skipped" in records["pytest -m gpu"]["summary"]
+    assert "0 errors" in records["compute-sanitizer"]["summary"]
+    for provider in ("triton", "cuda"):
+        record = records[f"pack_pathways {provider}"]
+        assert record["missing"] or record["passed"] == 8
+    if not records["pack_pathways triton"]["missing"]:
+        assert records["compute-sanitizer"]["passed"] > 0
+        assert "checked pack_pathways triton" in (out / "sanitizer.txt").read_text()
+
+
+def test_help_teaches():
+    done = run_script("--help")
+    assert done.returncode == 0
+    for word in ("usage: bench/gpu.sh", "PYTHON=", "--rebuild", "examples:", "exit status", *worker.PARTS):
+        assert word in done.stdout, word
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--dry-run", "--only", "nothing"], "expected a part among"),
+        (["--dry-run", "--batch", "0"], "--batch: expected"),
+        (["--dry-run", "--seconds", "ops"], "--seconds: expected PART=N"),
+        (["--dry-run", "--save"], "a dry run measures nothing"),
+        ([str(store.RESULTS / "x"), "--dry-run"], "does not write under"),
+    ],
+)
+def test_unusable_options_are_refused_in_one_line(arguments, words, capsys, monkeypatch):
+    for name in ("TRITON_INTERPRET", "SLOWFAST_EMULATE", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))  # the command sets them
+    assert command.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
+def test_without_a_gpu_it_says_so(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert command.main([str(tmp_path / "out")]) == 2
+    assert "no CUDA device" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_python_with_torch_is_said():
+    done = run_script("--dry-run", PYTHON="/bin/false")
+    assert done.returncode == 2 and "no Python with torch" in done.stderr
+
+
+# --- wrong kernels -----------------------------------------------------------------------------------------
+
+
+def broken(op, monkeypatch, change):
+    """The op's Triton provider computes the reference and then ``change``s it."""
+    entry = OPS[op]
+    provider = Provider(lambda *args: change(entry.reference(*args)))
+    monkeypatch.setitem(entry.providers, "triton", provider)
+    monkeypatch.setattr(backends, "unavailable", lambda name: None)
+    monkeypatch.setattr(backends, "home", lambda name: "cpu")
+
+
+def lose_the_last(out):
+    # as a kernel that forgets its tail: what the allocator left stays
+    whole = torch.empty(out.shape, dtype=out.dtype)
+    whole.view(-1)[:-1] = out.reshape(-1)[:-1]
+    return whole
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda out: out * 1.01, "relative L2 error"),
+        (lose_the_last, "NaN"),
+        (lambda out: out[..., :-1], "expected shape"),
+    ],
+    ids=["values", "unwritten", "shape"],
+)
+def test_a_wrong_kernel_fails(change, words, dry, monkeypatch):
+    broken("pool_concat_head", monkeypatch, change)
+    cases = [c for c in cases_of("pool_concat_head") if c.name == "odd"]
+    record = correctness.check_op(dry, "pool_concat_head", "triton", cases)
+    assert record["passed"] == 0 and len(record["failures"]) == 4
+    assert all(words in text for text in record["failures"])
+    parts = {"correctness": command.Part(status="done", records=[record])}
+    document, rows = command.document_of({"gpu": None, **STAMP}, DRY, parts, "test")
+    assert command.failures(document) == [f"pool_concat_head triton: {t}" for t in record["failures"]]
+    assert "FAILED" in results.page(document, rows)
+
+
+STAMP = {"processor": "p", "cores": 1, "threads": 1, "isa": "none", "torch": "2", "python": "3", "revision": "r",
+         "time": "t", "load": None}  # fmt: skip
+
+
+def test_a_crash_and_a_refusal_differ(dry, monkeypatch):
+    def crash(out):
+        raise RuntimeError("launch failed")
+
+    broken("pool_concat_head", monkeypatch, crash)
+    cases = [c for c in cases_of("pool_concat_head") if c.name == "odd"]
+    record = correctness.check_op(dry, "pool_concat_head", "triton", cases, ["bf16"])
+    assert record["failures"] == ["odd, bf16: RuntimeError: launch failed"]
+    refusing = Provider(lambda *args: None, lambda *args: "not today")
+    monkeypatch.setitem(OPS["pool_concat_head"].providers, "triton", refusing)
+    record = correctness.check_op(dry, "pool_concat_head", "triton", cases, ["bf16"])
+    assert not record["failures"] and record["refused"] == {"triton: not today": ["odd, bf16"]}
+
+
+def test_a_wrong_gradient_fails(dry, monkeypatch):
+    broken("roi_head_pool_bwd", monkeypatch, lambda grad: grad * 1.1)
+    entry = OPS["roi_head_pool"]
+    monkeypatch.setitem(entry.providers, "triton", Provider(entry.reference))
+    cases = [c for c in cases_of("roi_head_pool") if c.name == "one frame"]
+    record = correctness.check_op(dry, "roi_head_pool", "triton", cases, ["fp32"])
+    assert record["passed"] == 1  # the forward
+    assert [t.split(":")[0] for t in record["failures"]] == [
+        "one frame, gradient, fp32",
+        "one frame, gradient, bf16",
+    ]
+
+
+def test_a_wrong_kernel_gets_no_speed_up(dry, monkeypatch):
+    broken("lateral_fusion", monkeypatch, lambda out: out * 1.1)
+    monkeypatch.setattr(single, "PROVIDERS", ("triton",))
+    case = next(c for c in cases_of("lateral_fusion") if c.real)
+    record = results.derive(single.measure_call(dry, "lateral_fusion", case, 1, "bf16"), {})
+    row = next(r for r in record["rows"] if r["who"] == "triton")
+    assert not row["green"] and row["speedup"] is None and row["ours"]
+    document, rows = command.document_of(
+        STAMP, DRY, {"ops": command.Part(status="done", records=[record])}, "test"
+    )
+    assert any("lateral_fusion" in text and "triton" in text for text in command.failures(document))
+    assert "RED" in results.page(document, rows)
+
+
+def test_calls_that_are_not_reached_are_counted(dry):
+    dry.item_deadline = 0.0
+    record = correctness.check_op(dry, "pool_concat_head", "triton", cases_of("pool_concat_head")[:3])
+    if record["missing"]:
+        pytest.skip(record["missing"])
+    assert record["not_reached"] == 3 and record["passed"] == 0 and not record["failures"]
+
+
+# --- workers that fail -------------------------------------------------------------------------------------
+
+STAND_IN = """
+import json, os, signal, sys, time
+part, setting, events, seconds, *skip = sys.argv[1:]
+def tell(event, **more):
+    with open(events, "a") as file:
+        file.write(json.dumps({"event": event, "part": part, **more}) + "\\n")
+for key in ("first", "bad", "last"):
+    if key in skip:
+        continue
+    tell("start", key=key)
+    if key == "bad":
+        BAD
+    tell("done", key=key, seconds=0.1, records=[{"name": key, "value": 1.0, "unit": "GB/s"}])
+tell("end")
+"""
+
+
+def stand_in(tmp_path, bad):
+    file = tmp_path / "worker.py"
+    file.write_text(STAND_IN.replace("BAD", bad))
+    return [sys.executable, str(file)]
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "died (signal 11"),
+        ("sys.exit(3)", "died (exit status 3"),
+        ("tell('failed', key=key, reason='the device was lost'); sys.exit(3)", "the device was lost"),
+    ],
+)
+def test_one_bad_item_costs_one_item(bad, reason, tmp_path):
+    said = []
+    part = command.run_part("ceilings", DRY, 60, tmp_path, said.append, stand_in(tmp_path, bad))
+    assert list(part.done) == ["first", "last"] and part.status == "done"
+    assert list(part.failed) == ["bad"] and reason in part.failed["bad"]
+    assert [r["name"] for r in part.records] == ["first", "last"]
+    document, _ = command.document_of(STAMP, DRY, {"ceilings": part}, "test")
+    assert any("bad" in text for text in command.failures(document))
+
+
+def test_an_item_without_an_end_is_stopped(tmp_path):
+    part = command.run_part(
+        "ceilings", DRY, 2, tmp_path, lambda text: None, stand_in(tmp_path, "time.sleep(600)"), grace=1
+    )
+    assert list(part.done) == ["first"] and "did not end within 3 s" in part.failed["bad"]
+    assert [r["name"] for r in part.records] == ["first"] and part.seconds < 60
+    document, _ = command.document_of(STAMP, DRY, {"ceilings": part}, "test")
+    assert command.failures(document) == []  # out of time is not wrong
+
+
+def test_a_worker_that_does_not_start_is_a_failure(tmp_path, capsys, monkeypatch):
+    for name in ("TRITON_INTERPRET", "SLOWFAST_EMULATE", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    arguments = [str(tmp_path), "--dry-run", "--only", "ceilings"]
+    assert command.main(arguments, worker=[sys.executable, "-c", "raise SystemExit('no such module')"]) == 1
+    assert "no such module" in (tmp_path / "log.txt").read_text()
+    assert "FAILED: ceilings: died" in capsys.readouterr().out
+    assert json.loads((tmp_path / "gpu.json").read_text())["parts"]["ceilings"]["records"] == []
+
+
+def test_work_that_is_late_is_listed(tmp_path):
+    assert worker.work("ceilings", DRY, tmp_path / "events", [], seconds=0.0) == 0
+    events = [json.loads(line) for line in (tmp_path / "events").read_text().splitlines()]
+    assert [e["event"] for e in events] == ["late", "end"]
+    assert events[0]["keys"] == [item.key for item in ceilings.items(Machine(DRY))]
+
+
+def test_a_failing_item_does_not_stop_the_others(tmp_path, monkeypatch):
+    def fail():
+        raise ValueError("no good")
+
+    items = [measure.Item("a", fail), measure.Item("b", lambda: [{"name": "b", "value": 1, "unit": ""}])]
+    monkeypatch.setitem(worker.PARTS, "ceilings", lambda machine: items)
+    assert worker.work("ceilings", DRY, tmp_path / "events", [], seconds=60.0) == 0
+    events = [json.loads(line) for line in (tmp_path / "events").read_text().splitlines()]
+    assert [e["event"] for e in events] == ["start", "failed", "start", "done", "end"]
+    assert events[1]["reason"] == "ValueError: no good"
+
+
+def test_a_setting_survives_the_journey():
+    assert worker.setting_from(worker.setting_to(DRY)) == DRY
+
+
+# --- peers -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def subject():
+    return Subject(frames=8, crop=32, overrides={"blocks": (2, 1, 1, 1)})
+
+
+def spread_weights(module):
+    """Batch norms that do something, so that folding them is tested."""
+    for m in module.modules():
+        if isinstance(m, nn.BatchNorm3d):
+            nn.init.uniform_(m.weight, 0.5, 1.5)
+            nn.init.uniform_(m.running_var, 0.5, 1.5)
+    return module
+
+
+def test_peers_compute_the_network(subject):
+    plain = peer_model.PlainSlowFast(subject.model, False)
+    forms = peers.forms(plain, peer_model.PlainSlowFast(subject.model, True))
+    with torch.inference_mode():
+        expected = plain(*subject.inputs)
+        for name, make in forms.items():
+            assert measure.relative_l2(make()(*subject.inputs), expected) < 1e-5, name
+
+
+@pytest.mark.parametrize("name", peers.COMPILED)
+def test_compiled_peer_computes_the_network(name, subject):
+    stage = peer_model.plain_stage(subject.model.res2["fast"], True)
+    x = torch.randn(1, 8, 8, 7, 6)
+    call = peers.compiled(stage, peers.COMPILED[name], [x], dry=True)
+    with torch.inference_mode():
+        assert measure.relative_l2(call(x), stage(x)) < 1e-5
+
+
+@pytest.mark.parametrize("op", ["conv_bn_act3d", "stem3d", "bottleneck3d", "lateral_fusion"])
+def test_peers_compute_every_call(op):
+    for case in [c for c in cases_of(op) if c.real]:
+        args, kwargs = case.args(shrink=16)
+        made = op_module(op, args, kwargs)
+        if made is None:
+            continue
+        module, inputs = made
+        with torch.inference_mode():
+            expected = module(*inputs)
+            for form in (peers.views_2d(module), peers.fused(module)):
+                assert measure.relative_l2(form(*inputs), expected) < 1e-5, case.name
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation", "kind"),
+    [
+        ((1, 3, 3), (1, 2, 2), (0, 2, 2), (1, 2, 2), "space"),
+        ((1, 1, 1), (1, 2, 2), 0, 1, "space"),
+        ((5, 1, 1), (4, 1, 1), (2, 0, 0), 1, "time"),
+        ((3, 1, 1), (1, 2, 2), (1, 0, 0), 1, None),
+        ((3, 3, 3), 1, 1, 1, None),
+    ],
+)
+def test_views_of_convolutions(kernel, stride, padding, dilation, kind):
+    conv = nn.Conv3d(6, 10, kernel, stride, padding, dilation).eval()
+    x = torch.randn(2, 6, 8, 9, 7)
+    for source in (x, x.contiguous(memory_format=torch.channels_last_3d)):
+        view = peers.ViewConv(conv)
+        assert view.view.kind == kind
+        with torch.inference_mode():
+            assert measure.relative_l2(view(source), conv(source)) < 1e-5
+
+
+def test_a_view_is_no_copy():
+    x = torch.randn(2, 6, 4, 5, 7).contiguous(memory_format=torch.channels_last_3d)
+    for kernel, padding in (((1, 3, 3), (0, 1, 1)), ((3, 1, 1), (1, 0, 0))):
+        view = peers.View(nn.Conv3d(6, 8, kernel, padding=padding))
+        flat = view.enter(x)
+        assert flat.dim() == 4 and flat.data_ptr() == x.data_ptr()
+        assert flat.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_an_unfolded_module_has_no_fused_form(subject):
+    with pytest.raises(TypeError, match="folded Conv3d"):
+        peers.fused(peer_model.plain_stage(subject.model.res2["fast"], False))
+
+
+@pytest.mark.parametrize("name", ["torch_vectorised", "torch_matmul"])
+def test_composed_heads_compute_the_op(name, dry):
+    case = next(c for c in cases_of("roi_head_pool") if c.real)
+    (slow, fast, rois), _ = dry.draw(case, "fp32")
+    with backends.use_backend("reference"):
+        expected = getattr(torch.ops.slowfast, "roi_head_pool").default(  # noqa: B009
+            slow, fast, rois, [7, 7], 1 / 16, 0, True, "mean"
+        )[0]
+    found = single.head_pool(peers.ALIGNS[name](), slow, fast, rois)
+    assert measure.relative_l2(found, expected) < 1e-5
+
+
+def test_a_missing_peer_is_reported_with_its_reason(dry):
+    def lost():
+        raise peers.Unavailable("torchvision: no module")
+
+    x = torch.ones(3)
+    builders = {"here": lambda: Contender("here", [lambda: x + 1]), "torchvision": lost}
+    record = measure.compare(dry, builders, x + 1, x + 1, dtype="fp32", what="w", batch=1, flops=0, bytes=12)
+    assert record["missing"] == {"torchvision": "torchvision: no module"}
+    assert [r["who"] for r in record["rows"]] == ["here"]
+    assert results.missing_lines([record]) == [
+        "- torchvision is missing in w b1 fp32: torchvision: no module"
+    ]
+
+
+# --- targets -----------------------------------------------------------------------------------------------
+
+
+def row(who, seconds, ours=False, green=True, graph=True):
+    return {"who": who, "ours": ours, "median_s": seconds, "green": green, "graph": graph, "error": 1e-3,
+            "error_limit": 1e-2}  # fmt: skip
+
+
+def record(what, batch, *rows, **more):
+    return {"what": what, "batch": batch, "dtype": "bf16", "rows": rows, "missing": {}, "bytes": 0, **more}
+
+
+def found(records, ceilings=None):
+    return {r.key: r for r in targets.rows(records, ceilings or {}, dry=False)}
+
+
+def test_targets_without_records_are_not_yet_measured():
+    rows = found([])
+    assert len(rows) == 12
+    assert all(r.ratio is None and r.verdict == "not yet measured" for r in rows.values())
+
+
+def test_targets_compare_the_best_green_with_the_best_green():
+    rows = found(
+        [
+            record("model", 8, row("frozen", 1.0, True), row("eager_cl3d", 4.0), row("fused_cudnn", 1.4)),
+            record("model", 8, row("frozen", 1.0, True), row("compile", 1.6)),
+            record("fast stem", 8, row("cuda", 0.5, True, green=False), row("triton", 1.0, True),
+                   row("fast but wrong", 0.1, green=False), row("eager_cl3d", 3.5)),
+            record("slow stem", 8, row("cuda", 0.5, True, green=False), row("eager_cl3d", 3.5)),
+            record("slow res2", 1, row("cuda", 1.0, True), row("eager_cl3d", 100.0)),
+        ]
+    )  # fmt: skip
+    assert rows["model 8"].ratio == 1.4 and rows["model 8"].verdict == "missed"
+    assert rows["model 8"].peer_who == "fused_cudnn"
+    assert rows["eager"].ratio == 4.0 and rows["eager"].verdict == "met"
+    assert rows["fast stem"].ratio == 3.5 and rows["fast stem"].ours_who == "triton"
+    assert rows["slow stem"].ratio is None and rows["slow stem"].verdict.startswith("parity red")
+    assert rows["slow res2"].ratio is None  # another batch
+
+
+def test_latency_is_against_graphs_only():
+    model = record("model", 1, row("frozen", 1.0, True), row("eager_cl3d", 9.0, graph=False), row("g", 1.8))
+    assert found([model])["latency"].ratio == 1.8
+
+
+def test_boxes_count_by_the_worst(capsys):
+    worst = record("roi_head_pool forward, ava, 64 boxes", 1, row("cuda", 1.0, True), row("torchvision", 2.0))
+    other = record("roi_head_pool forward, ava, 1 box", 1, row("cuda", 1.0, True), row("torchvision", 9.0))
+    assert found([other, worst])["roi forward"].ratio == 2.0
+    lone = record("roi_head_pool forward, ava, 1 box", 1, row("cuda", 1.0, True), row("torch_matmul", 9.0))
+    lone["missing"] = {"torchvision": "not installed", "triton": "no"}
+    assert found([lone])["roi forward"].note == "no peer: torchvision: not installed"
+
+
+def test_pack_is_a_fraction_of_the_copy():
+    pack = record("pack_pathways view", 8, row("cuda", 1e-3, True), row("torch", 1.0), bytes=95e6)
+    one = found([pack], {"copy_gbs": 100.0})["pack"]
+    assert one.ratio == pytest.approx(0.95) and one.verdict == "met" and one.unit == "%"
+    assert "95%" in "\n".join(results.target_table([one]))
+
+
+# --- odds and ends -----------------------------------------------------------------------------------------
+
+
+def test_sets_of_inputs_differ(dry):
+    case = next(c for c in cases_of("stem3d") if c.real)
+    one, two = (dry.draw(case, "bf16", seed=seed)[0][0] for seed in (0, 1))
+    assert one.dtype == torch.bfloat16 and one.shape == two.shape and not torch.equal(one, two)
+    assert dry.draw(case, "bf16", batch=2)[0][0].shape[0] == 2
+
+
+def test_arithmetic_is_put_back(dry):
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    with dry.arithmetic("tf32"):
+        assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
+    with dry.arithmetic("fp32"):
+        assert not torch.backends.cudnn.allow_tf32
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
+
+
+def test_a_replayed_function_takes_new_inputs(dry):
+    call = Replayed(dry, lambda x: x * 2, torch.ones(3))
+    assert torch.equal(call(torch.full((3,), 4.0)), torch.full((3,), 8.0))
+
+
+def test_the_roofline_takes_the_fastest_of_ours(tmp_path):
+    base = {"part": "ops", "op": "stem3d", "case": "stem.fast", "flops": 2e9, "bytes": 1e8}
+    records = [
+        record("stem3d stem.fast", 8, row("triton", 2e-3, True), row("cuda", 1e-3, True), row("peer", 5e-4))
+        | base
+    ]
+    points = results.roofline_points(records)
+    assert points["stages"] == [
+        {"stage": "stem.fast", "op": "stem3d", "seconds": 1e-3, "flops": 2e9, "bytes": 1e8}
+    ]
+    pytest.importorskip("matplotlib")
+    derived = [results.derive(r, {"bf16_gflops": 1e5, "copy_gbs": 1e3}) for r in records]
+    document = {"dry_run": False, "compared": derived, "ceilings": {"bf16_gflops": 1e5, "copy_gbs": 1e3}}
+    made = results.draw(tmp_path, {**document, "environment": {"gpu": "g"}}, [])
+    assert made == ["speedups.png", "roofline.png"]
+    assert derived[0]["rows"][1]["floor_fraction"] == pytest.approx(0.1)
+    assert store.gpu_slug({"gpu": "NVIDIA H200"}) == "nvidia-h200"
+
+
+def test_ops_show_by_name_in_a_trace():
+    entry = registry.entries("conv_bn_act3d", "res2.slow.0.a")[0]
+    args, kwargs = entry.arguments(shrink=16)
+    keys = {e.key for e in profile.trace(registry.runner(entry, "auto", args, kwargs), "the range")}
+    assert {"slowfast::conv_bn_act3d", "the range"} <= keys
+
+
+@pytest.mark.parametrize("op", [n for n in OPS if not n.endswith(("_bwd", "_out"))])
+def test_every_op_shows_by_name_in_a_trace(op):
+    case = next(c for c in cases_of(op) if c.edge and not c.name.startswith(("batch 0", "none")))
+    args, kwargs = case.args()
+    run = registry.runner(registry.Entry(op, case, "fp32"), "auto", args, kwargs)
+    assert f"slowfast::{op}" in {e.key for e in profile.trace(run, "x")}
+
+
+@pytest.mark.parametrize("kind", [["ops"], []])
+def test_profile_option(kind, capsys):
+    words = [*kind, "--profile", "--op", "lateral_fusion", "--case", "lateral.3"]
+    assert bench.main(words) == 0
+    out = capsys.readouterr().out
+    assert "slowfast::lateral_fusion lateral.3" in out
+    line = next(x for x in out.splitlines() if x.startswith("ncu "))
+    assert "--nvtx-include 'slowfast::lateral_fusion lateral.3/'" in line and "--clock-control none" in line
+    assert line.endswith(" ".join(["slowfast-kernels bench", *words]))
+
+
+@pytest.mark.parametrize("words", [["ops", "--profile", "--op", "stem3d"], ["models", "--profile"]])
+def test_profile_wants_one_call(words, capsys):
+    assert bench.main(words) == 2
+    assert "--profile: expected" in capsys.readouterr().err
+
+
+class StandIn:
+    """torch.cuda as far as the machine uses it, on the CPU: a graph records that it was captured and replayed."""
+
+    def __init__(self):
+        self.clock, self.captures, self.replays, self.capturing = 0.0, 0, 0, False
+
+    def install(self, monkeypatch):
+        outer = self
+
+        class Graph:
+            def replay(self):
+                outer.replays += 1
+
+        class Event:
+            def __init__(self, enable_timing):
+                assert enable_timing
+
+            def record(self):
+                outer.clock += 0.5  # milliseconds between two records
+                self.at = outer.clock
+
+            def synchronize(self):
+                pass
+
+            def elapsed_time(self, end):
+                return end.at - self.at
+
+        @contextlib.contextmanager
+        def graph(made, stream, capture_error_mode):
+            assert isinstance(made, Graph) and stream == "stream" and capture_error_mode == "thread_local"
+            outer.capturing = True
+            try:
+                yield
+                outer.captures += 1
+            finally:
+                outer.capturing = False
+
+        monkeypatch.setattr(torch.cuda, "Stream", lambda: "stream")
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "graph", graph)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+        device = types.SimpleNamespace(L2_cache_size=60 << 20)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda which: device)
+        machine = Machine(Setting(rounds=3))
+        machine.device = torch.device("cpu")
+        return machine
+
+
+def test_the_way_of_a_gpu_with_a_stand_in(monkeypatch):
+    """Not the device: that contenders are captured, replayed, timed by events, and fall back with a reason."""
+    stand_in = StandIn()
+    machine = stand_in.install(monkeypatch)
+    calls = []
+
+    def waits():
+        if stand_in.capturing:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    builders = {
+        "two": lambda: Contender(
+            "two", [lambda: calls.append(0) or X, lambda: calls.append(1) or X], ours=True
+        ),
+        "eager": lambda: Contender("eager", [lambda: X], graph=False),
+        "waits": lambda: Contender("waits", [lambda: waits() or X]),
+    }
+    with machine.session():
+        record = measure.compare(machine, builders, X, X, dtype="fp32", what="w", batch=8, flops=1, bytes=1)
+    rows = {r["who"]: r for r in record["rows"]}
+    assert [rows[n]["graph"] for n in ("two", "eager", "waits")] == [True, False, False]
+    assert rows["waits"]["note"].startswith("no graph: operation not permitted")
+    assert calls == [0, *[0, 1] * 4]  # the check, three times warm, captured: never called while timed
+    # two calls in half a millisecond are too short for a sample: repeated
+    assert rows["two"]["repeats"] == 2 * 2 and stand_in.replays == 1 + 1 + 3 * 2
+    assert rows["two"]["median_s"] == pytest.approx(0.5e-3 / 4)
+    call = Replayed(machine, lambda v: v * 3, X)
+    call(X)
+    assert stand_in.captures == 2 and stand_in.replays == 9
+    assert machine.sets(1 << 20, 8) == 12 and machine.sets(100 << 20, 8) == 2 and machine.sets(1, 1) == 1
+    machine.poison()
+    machine.tidy()
+    assert machine.alive() and not machine.late()
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits_forever())
+    assert not machine.alive()
+
+
+X = torch.ones(3)
+
+
+def waits_forever():
+    raise RuntimeError("an illegal memory access was encountered")
+
+
+def test_a_lost_device_is_not_a_missing_contender(monkeypatch):
+    machine = StandIn().install(monkeypatch)
+
+    def fault():
+        monkeypatch.setattr(torch.cuda, "synchronize", waits_forever)
+        raise RuntimeError("an illegal memory access was encountered")
+
+    builders = {"bad": lambda: Contender("bad", [fault])}
+    with pytest.raises(measure.DeviceLost, match="bad: an illegal memory access"):
+        measure.compare(machine, builders, X, X, dtype="fp32", what="w", batch=1, flops=0, bytes=0)
+
+
+def test_a_lost_device_ends_the_worker(monkeypatch, tmp_path):
+    machine = StandIn().install(monkeypatch)
+
+    def fault():
+        raise measure.DeviceLost("bad: an illegal memory access")
+
+    monkeypatch.setattr(worker, "Machine", lambda setting: machine)
+    monkeypatch.setitem(worker.PARTS, "ops", lambda m: [measure.Item("x", fault), measure.Item("y", fault)])
+    assert worker.work("ops", Setting(), tmp_path / "events", [], 60.0) == worker.LOST
+    events = [json.loads(line) for line in (tmp_path / "events").read_text().splitlines()]
+    assert [e["event"] for e in events] == ["start", "failed"] and "the device was lost" in events[1][
+        "reason"
+    ]
+
+
+def test_the_stamp_of_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    answers = {"nvidia-smi": "580.1, 345 MHz, 3201 MHz, 1980 MHz, 700.00 W, 31"}
+    monkeypatch.setattr(command, "_output", lambda name, *rest: answers.get(name))
+    stamp = command.environment(dry=False)
+    assert stamp["capability"] == "9.0" and stamp["driver"] == "580.1"
+    assert stamp["clocks"].startswith("SM 345 MHz, memory 3201 MHz, SM at most 1980 MHz")
+    assert "clocks: SM 345 MHz" in "\n".join(results.gpu_lines(stamp))
+
+
+@pytest.mark.gpu
+def test_graphs_and_events_on_a_gpu():
+    """What a dry run cannot reach: capture, replay, events, rotating inputs, a failed capture."""
+    machine = Machine(Setting())
+    with machine.session():
+        x, y = (torch.randn(1 << 20, device="cuda") for _ in range(2))
+        runs = {
+            "graph": Contender("graph", [lambda: x * 2, lambda: y * 2]),
+            "plain": Contender("plain", [lambda: x * 2], graph=False),
+            "waits": Contender("waits", [lambda: x.sum().item()]),
+        }
+        prepared = {name: machine.prepare(c) for name, c in runs.items()}
+        assert prepared["graph"].graph and not prepared["plain"].graph and not prepared["waits"].graph
+        assert prepared["waits"].note.startswith("no graph")
+        times = machine.compare(prepared, rounds=5).timings
+        assert all(0 < t.median < 1 for t in times.values())
+        call = Replayed(machine, lambda v: v * 3, x)
+        assert torch.equal(call(y), y * 3)
+        there = moved([torch.randn(2, 3)[:, 1:]], machine.device)[0]
+        assert there.stride() == (3, 1) and there.storage_offset() == 1
+        machine.poison()
+        assert machine.alive()

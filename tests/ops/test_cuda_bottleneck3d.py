@@ -1,0 +1,253 @@
+"""bottleneck3d's CUDA kernels (emulated, where there is no GPU) against the reference in float64."""
+
+import importlib
+import math
+import re
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch.utils import _pytree as pytree
+
+from emulator.conftest import ORDERS
+from ops.parity import SHRINK, bits, case_named, check, expected_of, reference
+from slowfast_kernels import _extension, ops
+from slowfast_kernels.ops._cases import Draw, cases_of
+from slowfast_kernels.ops._registration import empty_channels_last
+from slowfast_kernels.ops.bottleneck3d.cases import _call
+from slowfast_kernels.testing import assert_close, provider_device, to_float64
+
+OP = "bottleneck3d"
+DEVICE = provider_device("cuda")
+kernels = importlib.import_module("slowfast_kernels.ops.bottleneck3d.cuda")
+DTYPES = (torch.bfloat16, torch.float16)
+pytestmark = pytest.mark.parametrize("provider", ["cuda"], indirect=True)
+PRODUCTS = 9 * 512
+
+NARROW = ["res2.fast.0", "res2.fast.1", "res3.fast.0", "res3.fast.1", "res4.fast.0", "res4.fast.1", "one frame",
+          "one pixel", "one column", "five frames", "dilated", "dilated and strided", "dilation beyond the map",
+          "stride 3", "bare", "batch 0", "channel slice"]  # fmt: skip
+WIDE = ["res2.slow.0", "res2.slow.1", "res3.slow.0", "res3.slow.1", "res5.fast.0", "res5.fast.1",
+        "res5.fast.0 dilated", "res5.fast.1 dilated"]  # fmt: skip
+
+
+def block(args, kwargs):
+    args, kwargs = pytree.tree_map_only(torch.Tensor, lambda x: x.to(DEVICE), (args, kwargs))
+    return ops.bottleneck3d(*args, **kwargs).cpu()
+
+
+def run_packed(args, kwargs, **more):
+    """The packed entry point, for what the op does not say: tiles, a given output."""
+    x, *parameters = pytree.tree_map_only(torch.Tensor, lambda x: x.to(DEVICE), args)
+    stride = kwargs.get("stride", 1)
+    packed = kernels.pack(*parameters, dtype=x.dtype)
+    out = more.pop("out", None)
+    if out is None:
+        shape = kernels.output_shape(x.shape, (packed.cout,), stride)
+        out = empty_channels_last(x, shape).fill_(math.nan)
+    return kernels.run_packed(x, packed, out, **kwargs, **more).cpu(), packed
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", NARROW)
+def test_parity(name, dtype, provider):
+    got = block(*case_named(OP, name).args(dtype=dtype, shrink=SHRINK))
+    check([got], *expected_of(OP, name, dtype), PRODUCTS, name)
+
+
+@pytest.mark.parametrize("name, dtype", [(n, DTYPES[i % 2]) for i, n in enumerate(WIDE)], ids=str)
+def test_parity_of_wide_blocks(name, dtype, provider):
+    """All channels, three frames, few pixels."""
+    (x, *rest), kwargs = case_named(OP, name).args(dtype=dtype, shrink=SHRINK)
+    call = (x[:, :, :3], *rest), kwargs
+    check([block(*call)], reference(OP, *to_float64(call)), reference(OP, *call), PRODUCTS, name)
+
+
+@pytest.mark.parametrize("name", [c.name for c in cases_of(OP) if c.name not in NARROW + WIDE])
+def test_what_the_kernels_do_not_take(name, provider):
+    """Said in a sentence, never computed otherwise."""
+    args, kwargs = case_named(OP, name).args(dtype=torch.bfloat16, shrink=1000)
+    with pytest.raises(
+        RuntimeError, match=r"cuda: (the inner width \d+ is none of|\d+ and \d+ channels are not)"
+    ):
+        block(args, kwargs)
+
+
+def test_what_the_kernels_refuse(provider):
+    (x, *rest), kwargs = case_named(OP, "one frame").args(dtype=torch.bfloat16)
+    with pytest.raises(
+        RuntimeError, match=r"cuda: x is torch\.float32: the tensor-core kernels take bfloat16"
+    ):
+        block((x.float(), *rest), kwargs)
+    with pytest.raises(RuntimeError, match=r"cuda: weight is torch\.bfloat16 but x is torch\.float16"):
+        block((x.half(), *rest), kwargs)
+    # 1024 channels: the weights alone take more than a block of threads has
+    call = _call(Draw(dtype=torch.bfloat16), (1, 1024, 1, 2, 2), 32, 1024, 3)
+    with pytest.raises(RuntimeError, match=r"cuda: one output pixel takes \d+ bytes of shared memory"):
+        block(*call)
+
+
+@pytest.mark.parametrize(
+    "name", ["res2.fast.0", "res4.fast.1", "one pixel", "res3.slow.0", "res5.fast.1 dilated"]
+)
+def test_least_shared_memory_is_that_of_a_tile_of_one_pixel(name, provider):
+    args, kwargs = case_named(OP, name).args(dtype=torch.bfloat16, shrink=1000)
+    packed = kernels.pack(*args[1:], dtype=torch.bfloat16)
+    stride, dilation = kwargs.get("stride", 1), kwargs.get("dilation", 1)
+    one = kernels.TailTiles(1, 1) if name in WIDE else kernels.Tiles(1, 1, 1)
+    expected = reckoned((args, {"stride": stride, "dilation": dilation}), one)
+    widths = (packed.cin, packed.inner, packed.cout, packed.kernel_t, packed.shortcut)
+    assert kernels._least_shared_bytes(*widths, stride, dilation) == expected
+
+
+@st.composite
+def calls(draw, inner):
+    shortcut = draw(st.booleans())
+    cin = 8 * draw(st.integers(1, 6))
+    cout = 8 * draw(st.integers(1, 9)) if shortcut else cin
+    source = Draw(seed=draw(st.integers(0, 999)), dtype=draw(st.sampled_from(DTYPES)))
+    shape = (draw(st.integers(0, 2)), cin, *(draw(st.integers(1, n)) for n in (5, 13, 17)))
+    return _call(
+        source,
+        shape,
+        draw(st.sampled_from(inner)),
+        cout,
+        draw(st.sampled_from([1, 3, 5])),
+        shortcut,
+        affine=draw(st.booleans()),
+        stride=draw(st.integers(1, 3)) if shortcut else 1,
+        dilation=draw(st.integers(1, 3)),
+    )
+
+
+tiles = st.builds(kernels.Tiles, st.integers(1, 9), st.integers(1, 18), st.integers(1, 6))
+
+
+def reckoned(drawn, config):
+    """Shared memory by the count of the choice of tiles."""
+    (x, *parameters), kwargs = drawn
+    packed = kernels.pack(*parameters, dtype=x.dtype)
+    count = kernels.tail_shared_bytes if isinstance(config, kernels.TailTiles) else kernels.shared_bytes
+    return count(packed, config, kwargs["stride"], kwargs["dilation"])
+
+
+@given(drawn=calls(kernels.NARROW), config=tiles)
+def test_drawn_narrow_blocks(drawn, config, provider):
+    assume(reckoned(drawn, config) <= kernels._limits(torch.device(DEVICE))[1])
+    got, _ = run_packed(*drawn, config=config)
+    check([got], reference(OP, *to_float64(drawn)), reference(OP, *drawn), PRODUCTS, str(config))
+
+
+tail_tiles = st.builds(kernels.TailTiles, st.integers(1, 9), st.integers(1, 14))
+
+
+@settings(max_examples=10)
+@given(drawn=calls(kernels.WIDE), config=tail_tiles)
+def test_drawn_wide_blocks(drawn, config, provider):
+    assume(drawn[0][0].numel() < 15000)  # each pixel costs tens of thousands of products
+    got, _ = run_packed(*drawn, config=config)
+    check([got], reference(OP, *to_float64(drawn)), reference(OP, *drawn), PRODUCTS, str(config))
+
+
+def test_tiles_of_a_wide_block_do_not_change_the_result(provider):
+    args, kwargs = case_named(OP, "res5.fast.0").args(dtype=torch.bfloat16, shrink=2)
+    args = (args[0][:, :, :2], *args[1:])
+    first, _ = run_packed(args, kwargs)
+    for config in (kernels.TailTiles(3, 3), kernels.TailTiles(2, 4), kernels.TailTiles(10, 12)):
+        other, _ = run_packed(args, kwargs, config=config)
+        assert torch.equal(bits(other), bits(first)), f"{config}"
+
+
+@pytest.mark.parametrize("name", ["res2.fast.0", "res3.fast.1", "res4.fast.0", "dilated and strided"])
+def test_tiles_do_not_change_the_result(name, provider):
+    args, kwargs = case_named(OP, name).args(dtype=torch.bfloat16, shrink=SHRINK)
+    args = (args[0][:, :, :7], *args[1:])
+    first, _ = run_packed(args, kwargs)
+    for config in (kernels.Tiles(3, 3, 7), kernels.Tiles(2, 5, 3), kernels.Tiles(4, 4, 1)):
+        other, _ = run_packed(args, kwargs, config=config)
+        assert torch.equal(bits(other), bits(first)), f"{config}"
+
+
+@pytest.mark.skipif(not _extension.EMULATE, reason="orders of the emulator's threads")
+@pytest.mark.parametrize("name", ["res2.fast.1", "res3.fast.0", "res4.fast.1", "res5.fast.0", "res5.fast.1"])
+def test_the_order_of_the_threads_does_not_matter(name, provider, monkeypatch):
+    args, kwargs = case_named(OP, name).args(dtype=torch.bfloat16, shrink=SHRINK)
+    args = (args[0][:, :, : 2 if name.startswith("res5") else 5], *args[1:])
+    first = block(args, kwargs)
+    assert first.isfinite().all()
+    for order in ORDERS:
+        monkeypatch.setenv("SLOWFAST_EMULATE_ORDER", order)
+        assert torch.equal(bits(block(args, kwargs)), bits(first)), order
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["channel slice", "one column", "dilated", "res4.fast.1", "res5.fast.0"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_nonfinite_input_stays_where_it_belongs(value, name, dtype, provider):
+    """A bad pixel spreads over a block's windows, and no further: no product with padding, no clamped NaN."""
+    (x, *rest), kwargs = case_named(OP, name).args(dtype=dtype, shrink=4)
+    x = x[:, :, :4].clone(memory_format=torch.preserve_format)
+    x[0, 2, 1, -1, -1] = value
+    exact = reference(OP, *to_float64(((x, *rest), kwargs)))[0]
+    assert_close(block((x, *rest), kwargs), exact, PRODUCTS, bound=0.03)
+
+
+@pytest.mark.parametrize("name", ["dilated", "res3.fast.0", "res5.fast.1"])
+def test_result_in_a_channel_slice(name, provider):
+    (x, *rest), kwargs = case_named(OP, name).args(dtype=torch.bfloat16, shrink=SHRINK)
+    args = (x[:, :, :3], *rest)
+    expected, packed = run_packed(args, kwargs)
+    n, c, *thw = expected.shape
+    wide = empty_channels_last(args[0], (n, c + 24, *thw)).fill_(7).to(DEVICE)
+    run_packed(args, kwargs, out=wide[:, 8 : 8 + c])
+    assert torch.equal(wide[:, 8 : 8 + c].cpu(), expected)
+    assert (wide[:, :8] == 7).all() and (wide[:, 8 + c :] == 7).all()
+
+
+@pytest.mark.parametrize("layout", ["channels first", "every other frame", "odd offset"])
+def test_other_memory_is_copied(layout, provider):
+    (x, *rest), kwargs = case_named(OP, "dilated").args(dtype=torch.bfloat16)
+    expected = block((x, *rest), kwargs)
+    if layout == "channels first":
+        other = x.contiguous()
+    elif layout == "every other frame":
+        other = x.repeat_interleave(2, 2)[:, :, ::2]
+    else:
+        buffer = x.new_empty(x.numel() + 1)
+        other = buffer[1:].as_strided(x.shape, x.stride(), 1).copy_(x)
+    assert torch.equal(bits(block((other, *rest), kwargs)), bits(expected))
+
+
+@pytest.mark.parametrize("inner", [16, 64])
+def test_every_argument_is_obeyed(inner, provider):
+    """As the contract test, on a call that these kernels take."""
+    draw = Draw(seed=11, dtype=torch.bfloat16)
+    shape = (2, 24, 3, 6, 7) if inner == 16 else (1, 24, 2, 5, 5)
+    args, kwargs = _call(draw, shape, inner, 40, 3, True, stride=1, dilation=1)
+    base = block(args, kwargs)
+    changes = [(i, draw.normal(*a.shape, std=0.3).to(a.dtype)) for i, a in enumerate(args)]
+    changes += [(i, None) for i in (2, 3, 5, 6, 8, 9, 11, 12)]
+    changed = [((*args[:i], value, *args[i + 1 :]), kwargs) for i, value in changes]
+    changed += [(args, {"stride": 2, "dilation": 1}), (args, {"stride": 1, "dilation": 2})]
+    for call in changed:
+        got = block(*call)
+        assert got.shape != base.shape or not torch.equal(got, base)
+        check([got], reference(OP, *to_float64(call)), reference(OP, *call), PRODUCTS, "changed")
+
+
+@pytest.mark.skipif(not _extension.EMULATE, reason="the emulator says how much was asked for")
+@pytest.mark.parametrize("name", ["res2.fast.0", "res3.fast.1", "res4.fast.0", "res3.slow.0", "res5.fast.1"])
+def test_shared_memory_is_what_the_choice_of_tiles_reckons(name, provider):
+    """Asking for more than a block of threads can have is refused with the number of bytes."""
+    args, kwargs = case_named(OP, name).args(dtype=torch.bfloat16, shrink=1000)
+    if name in WIDE:
+        kwargs = {"stride": 7, "dilation": 17}
+        args = (*args[:-3], *([None] * 3)) if args[-3] is None else args
+        big = kernels.TailTiles(8, 13)
+    else:
+        big = kernels.Tiles(73, 61, 2)
+    with pytest.raises(RuntimeError, match="at most 232448 bytes of shared memory") as caught:
+        run_packed(args, kwargs, config=big)
+    bytes_asked = int(re.findall(r"\d+", str(caught.value))[-1])
+    assert bytes_asked == reckoned((args, kwargs), big), str(caught.value)

@@ -1,0 +1,256 @@
+"""lateral_fusion on the CUDA kernels (emulated where there is no GPU) against the reference in float64."""
+
+import importlib
+import math
+import mmap
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils import _pytree as pytree
+
+from ops.parity import SHRINK, bits, case_named, check, check_gradients, expected_of, reference
+from slowfast_kernels import ops
+from slowfast_kernels.ops._cases import Draw, cases_of
+from slowfast_kernels.ops.lateral_fusion.cases import _call
+from slowfast_kernels.ops.lateral_fusion.reference import KINDS
+from slowfast_kernels.precision import fp32_precision
+from slowfast_kernels.testing import assert_close, assert_same_layout, provider_device, to_float64
+
+OP = "lateral_fusion"
+DEVICE = provider_device("cuda")
+kernels = importlib.import_module("slowfast_kernels.ops.lateral_fusion.cuda")
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+#: How the emulator chooses who runs next; a GPU chooses for itself.
+ORDERS = ("mixed", "random:1", "reversed", "ahead:3")
+pytestmark = pytest.mark.parametrize("provider", ["cuda"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def exact_float32():
+    with fp32_precision("ieee"):
+        yield
+
+
+def there(tree):
+    return pytree.tree_map_only(torch.Tensor, lambda x: x.to(DEVICE), tree)
+
+
+def run(args, kwargs):
+    """The result on the CPU; a buffer to write into stays what it was to its Slow channels."""
+    if kwargs.get("out") is not None:
+        out = kwargs["out"].to(DEVICE)
+        args, kwargs = (out[:, : args[0].shape[1]], *args[1:]), kwargs | {"out": out}
+    return ops.lateral_fusion(*there(args), **there(kwargs)).cpu()
+
+
+def products(args):
+    return 1 if args[2] is None else math.prod(args[2].shape[1:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", cases_of(OP), ids=str)
+def test_parity(case, dtype, provider):
+    args, kwargs = case.args(dtype=dtype, shrink=SHRINK)
+    got = run(args, kwargs)
+    n, c, t, h, w = got.shape
+    if kwargs["kind"] != "none":
+        assert_same_layout(got, torch.zeros(n, t, h, w, c).permute(0, 4, 1, 2, 3))
+    check([got], *expected_of(OP, case.name, dtype), products(args), case.name)
+
+
+@st.composite
+def calls(draw):
+    alpha, kind = draw(st.integers(1, 4)), draw(st.sampled_from(KINDS))
+    fast = draw(st.one_of(st.integers(1, 20), st.sampled_from([8, 16, 40])))
+    slow = alpha * fast if kind == "time_to_channel_sum" else draw(st.integers(1, 40))
+    extents = [draw(st.integers(1, n)) for n in (3, 9, 9)]
+    source = Draw(seed=draw(st.integers(0, 99)), dtype=draw(st.sampled_from(DTYPES)))
+    return _call(
+        source, (draw(st.integers(0, 2)), slow, *extents), fast, draw(st.integers(1, 70)),
+        draw(st.sampled_from([1, 3, 5, 7])), alpha=alpha, kind=kind, affine=draw(st.booleans()),
+        relu=draw(st.booleans()),
+    )  # fmt: skip
+
+
+@settings(max_examples=40)
+@given(drawn=calls())
+def test_drawn_calls(drawn, provider):
+    exact, peer = reference(OP, *to_float64(drawn)), reference(OP, *drawn)
+    check([run(*drawn)], exact, peer, products(drawn[0]), provider)
+
+
+@pytest.mark.parametrize("name", ["lateral.1", "wide", "odd"])
+def test_float32_on_the_matrix_units(name, provider):
+    """Operands keep 11 bits: the error is that of tf32, no more and no less."""
+    args, kwargs = case_named(OP, name).args(shrink=SHRINK)
+    slow = args[0].shape[1]
+    exact = reference(OP, *to_float64((args, kwargs)))[0][:, slow:]
+    results = {}
+    for mode in ("ieee", "tf32", "tf32x3", "bf16x3"):
+        with fp32_precision(mode):
+            results[mode] = run(args, kwargs)[:, slow:]
+    assert_close(results["tf32"], exact, bound=5e-4)
+    assert (results["tf32"].double() - exact).norm() > 1e-5 * exact.norm()
+    for mode in ("tf32x3", "bf16x3"):  # which the kernels do exactly
+        assert torch.equal(results[mode], results["ieee"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("channels", [(12, 4, 9), (16, 8, 24)], ids=str)
+def test_into_the_fused_buffer(channels, kind, dtype, provider):
+    """Only the lateral's channels are written (all of them, for the sum)."""
+    cs, cf, cl = channels
+    if kind == "time_to_channel_sum":
+        cs = 3 * cf
+    draw = Draw(seed=5, dtype=dtype)
+    (slow, fast, *rest), kwargs = _call(draw, (2, cs, 2, 5, 4), cf, cl, 5, alpha=3, kind=kind)
+    expected = (
+        reference(OP, *to_float64(((slow, fast, *rest), kwargs))),
+        reference(OP, (slow, fast, *rest), kwargs),
+    )
+    out = torch.full(expected[1][0].shape, math.nan, dtype=dtype)
+    out = out.contiguous(memory_format=torch.channels_last_3d).to(DEVICE)
+    out[:, :cs] = slow.to(DEVICE)
+    assert ops.lateral_fusion(out[:, :cs], *there((fast, *rest)), **kwargs, out=out) is out
+    check([out.cpu()], *expected, cf * 5, kind)
+    if kind != "time_to_channel_sum":
+        assert torch.equal(out[:, :cs].cpu(), slow)
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_copies_are_exact_whatever_they_hold(kind, provider):
+    draw = Draw(seed=5)
+    (slow, fast, *rest), kwargs = _call(draw, (2, 12, 2, 5, 4), 4, alpha=3, kind=kind)
+    for i, value in enumerate((math.nan, math.inf, -math.inf, -0.0)):
+        fast[1, i, 3, 2, i], slow[0, i, 1, 3, i] = value, value
+    expected = reference(OP, (slow, fast, *rest), kwargs)[0]
+    got = run((slow, fast, *rest), kwargs)
+    assert torch.equal(torch.nan_to_num(got), torch.nan_to_num(expected))
+    assert torch.equal(torch.isnan(got), torch.isnan(expected))
+    assert torch.equal(torch.signbit(got), torch.signbit(expected))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("fast_channels", [6, 8])
+def test_what_is_not_finite_stays_where_it_belongs(fast_channels, dtype, provider):
+    for value in (math.nan, math.inf, -math.inf):
+        draw = Draw(seed=5, dtype=dtype)
+        slow, fast = draw.normal(1, 16, 3, 4, 5), draw.normal(1, fast_channels, 6, 4, 5)
+        weight = draw.weight(19, fast_channels, 3, 1, 1)
+        fast[0, 4, 2, 1, 3] = value
+        for mode in ("ieee", "tf32") if dtype == torch.float32 else ("ieee",):
+            with fp32_precision(mode):
+                got = run((slow, fast, weight), {"alpha": 2})
+            expected = reference(OP, *to_float64(((slow, fast, weight), {"alpha": 2})))[0]
+            assert_close(got, expected, bound=1e-3 if dtype == torch.float32 else 0.02)
+
+
+def test_a_clip_s_first_and_last_frames_meet_zeros(provider):
+    """Taps before and after the clip: zeros, not the neighbouring clip."""
+    fast = torch.ones(3, 8, 4, 3, 3).contiguous(memory_format=torch.channels_last_3d)
+    slow, weight = torch.zeros(3, 8, 2, 3, 3), torch.ones(8, 8, 7, 1, 1)
+    got = run((slow, fast, weight), {"alpha": 2})[:, 8:]
+    assert got[:, :, 0].eq(8 * 4).all() and got[:, :, 1].eq(8 * 4).all()
+    weight[:, :, :3] = 0
+    got = run((slow, fast, weight), {"alpha": 2})[:, 8:]
+    assert got[:, :, 0].eq(8 * 4).all() and got[:, :, 1].eq(8 * 2).all()
+
+
+@pytest.mark.parametrize("mode", ["ieee", "tf32", torch.bfloat16, torch.float16], ids=str)
+def test_no_order_of_threads_changes_a_bit(mode, provider, monkeypatch):
+    dtype = torch.float32 if isinstance(mode, str) else mode
+    results = []
+    for name in ("lateral.1", "wide"):
+        args, kwargs = case_named(OP, name).args(dtype=dtype, shrink=SHRINK)
+        for order in (*ORDERS, "mixed"):
+            monkeypatch.setenv("SLOWFAST_EMULATE_ORDER", order)
+            with fp32_precision(mode if isinstance(mode, str) else "ieee"):
+                results.append(bits(run(args, kwargs)))
+        assert all(torch.equal(results[0], r) for r in results[1:])
+        results.clear()
+
+
+@pytest.mark.parametrize("name", ["odd", "odd concat", "odd sum", "odd sample", "batch 0"])
+def test_gradients(name, provider):
+    check_gradients(OP, *there(case_named(OP, name).args()), 1e-5, name)
+
+
+def test_what_the_kernels_refuse(provider):
+    args, kwargs = there(case_named(OP, "odd").args())
+    with pytest.raises(RuntimeError, match="cuda: slow is torch.float64, the CUDA kernels take float32"):
+        ops.lateral_fusion(*to_float64(args), **kwargs)
+    with pytest.raises(RuntimeError, match="fast is torch.bfloat16 but slow is torch.float32"):
+        ops.lateral_fusion(args[0], args[1].bfloat16(), *args[2:], **kwargs)
+    with pytest.raises(RuntimeError, match="weight is torch.bfloat16 but fast is torch.float32"):
+        ops.lateral_fusion(*args[:2], args[2].bfloat16(), *args[3:], **kwargs)
+
+
+def test_launchers_check_for_themselves(provider):
+    def last(*shape):
+        return torch.zeros(*shape, device=DEVICE).contiguous(memory_format=torch.channels_last_3d)
+
+    weight = torch.zeros(10, 5, 3, device=DEVICE)
+    good = {
+        "fast": last(2, 3, 8, 5, 4),
+        "weight": weight,
+        "scale": None,
+        "alpha": 4,
+        "out": last(2, 10, 2, 5, 4),
+    }
+
+    def conv(fast, weight, scale, alpha, out):
+        torch.ops.slowfast._lateral_cuda(fast, weight, scale, None, alpha, True, False, out)
+
+    conv(**good)
+    for change in (
+        {"fast": last(2, 3, 6, 5, 4)},
+        {"fast": last(1, 3, 8, 5, 4)},
+        {"fast": good["fast"].bfloat16()},
+        {"fast": good["fast"].contiguous()},
+        {"weight": weight[:9]},
+        {"weight": weight.transpose(1, 2)},
+        {"weight": weight.double()},
+        {"scale": torch.zeros(9, device=DEVICE)},
+        {"scale": torch.zeros(10, device=DEVICE).double()},
+        {"alpha": 0},
+        {"out": last(2, 10, 2, 5, 5)},
+        {"out": torch.zeros(2, 10, 2, 5, 4, device=DEVICE)},
+    ):
+        with pytest.raises(RuntimeError):
+            conv(**(good | change))
+    gather = torch.ops.slowfast._lateral_gather_cuda
+    gather(good["fast"], None, 4, 2, last(2, 6, 2, 5, 4))
+    for wrong in (
+        (good["fast"], None, 4, 5, last(2, 15, 2, 5, 4)),
+        (good["fast"], None, 4, 2, last(2, 5, 2, 5, 4)),
+        (good["fast"], last(2, 5, 2, 5, 4), 4, 2, last(2, 6, 2, 5, 4)),
+        (good["fast"], None, 2, 2, last(2, 6, 2, 5, 4)),
+    ):
+        with pytest.raises(RuntimeError):
+            gather(*wrong)
+
+
+def far_apart(x, pitch):
+    """``x`` [N, C, T, H, W] with its pixels `pitch` elements apart, in memory that nobody touches."""
+    n, c, t, h, w = x.shape
+    size = n * t * h * w * pitch * x.element_size()
+    memory = torch.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE), dtype=x.dtype)
+    return memory.as_strided(x.shape, (t * h * w * pitch, 1, h * w * pitch, w * pitch, pitch)).copy_(x)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="the memory is the host's: pages that are never touched")
+@pytest.mark.parametrize("kind", KINDS)
+def test_offsets_beyond_2_31(kind, provider):
+    draw = Draw(seed=6, dtype=torch.bfloat16)
+    (slow, fast, *rest), kwargs = _call(draw, (2, 16, 2, 1, 3), 8, 9, 3, alpha=2, kind=kind)
+    far = far_apart(fast, 2**27 + 8)
+    assert far.stride(0) * 2 > 2**31 and kernels.pixels_in_row(far).data_ptr() == far.data_ptr()
+    expected = run((slow, fast, *rest), kwargs)
+    assert torch.equal(run((slow, far, *rest), kwargs), expected)
+    out = far_apart(torch.zeros(2, expected.shape[1], 2, 1, 3).bfloat16(), 2**28 + 8)
+    out[:, : slow.shape[1]] = slow
+    kernels.run_out(out, fast, *rest, kwargs["alpha"], KINDS.index(kind), True)
+    assert torch.equal(out, expected)

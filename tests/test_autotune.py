@@ -1,0 +1,124 @@
+"""Tile choice: heuristic, winners on disk, measuring. The device and the clock are played by the test."""
+
+import json
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from slowfast_kernels import autotune, precision
+
+CUDA = torch.device("cuda", 0)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    block: int
+    warps: int = 4
+
+
+SECONDS = {Tiles(64): 3.0, Tiles(128): 1.0, Tiles(256): 2.0}
+
+
+@pytest.fixture
+def played(monkeypatch, tmp_path):
+    """A GPU called "Some GPU 3000" on which a config takes SECONDS, and what was run there."""
+    runs = []
+
+    def time_call(run, times=20):
+        run()
+        return SECONDS[runs[-1]]
+
+    monkeypatch.setenv("SLOWFAST_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(autotune, "gpu_name", lambda device: "some-gpu-3000")
+    monkeypatch.setattr(autotune, "time_call", time_call)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    autotune._tables.cache_clear()
+    yield runs
+    autotune._tables.cache_clear()
+
+
+def choose(run, source="v1", key=(1, "bf16"), heuristic=Tiles(64), device=CUDA):
+    return autotune.choose("conv_bn_act3d", key, source, device, heuristic, lambda: list(SECONDS), run)
+
+
+def test_the_cpu_gets_the_heuristic(played):
+    with autotune.measuring():
+        assert choose(played.append, device=torch.device("cpu")) == Tiles(64)
+    assert not played
+
+
+def test_nothing_is_measured_unasked(played):
+    assert choose(played.append) == Tiles(64) and not played
+
+
+def test_the_fastest_is_kept_on_disk(played, tmp_path):
+    with autotune.measuring():
+        assert choose(played.append) == Tiles(128)
+    assert set(played) == set(SECONDS)
+    document = json.loads((tmp_path / "conv_bn_act3d" / "some-gpu-3000.json").read_text())
+    ((source, winners),) = document["winners"].items()
+    (winner,) = winners.values()
+    assert source == "v1"
+    assert winner == {"config": {"block": 128, "warps": 4}, "seconds": 1.0, "heuristic_seconds": 3.0}
+
+    autotune._tables.cache_clear()  # as a new process would
+    played.clear()
+    assert choose(played.append) == Tiles(128) and not played
+    assert choose(played.append, key=(2, "bf16")) == Tiles(64)  # another shape was not measured
+    assert choose(played.append, source="v2") == Tiles(64)  # an edited kernel forgets its winners
+    with autotune.measuring():
+        assert choose(played.append, source="v2") == Tiles(128)  # and another kernel has its own beside them
+    autotune._tables.cache_clear()
+    assert choose(played.append) == choose(played.append, source="v2") == Tiles(128)
+
+
+def test_candidates_that_do_not_run_are_left_out(played):
+    def run(config):
+        if config == Tiles(128):
+            raise RuntimeError("out of shared memory")
+        played.append(config)
+
+    with autotune.measuring():
+        assert choose(run) == Tiles(256)
+
+
+def test_a_heuristic_that_does_not_run_is_an_error(played):
+    def run(config):
+        raise ValueError("no such instruction")
+
+    with autotune.measuring(), pytest.raises(RuntimeError, match="heuristic's tiles .* do not run"):
+        choose(run)
+
+
+def test_a_damaged_table_is_as_good_as_none(played, tmp_path):
+    path = tmp_path / "conv_bn_act3d" / "some-gpu-3000.json"
+    path.parent.mkdir()
+    path.write_text("{ not json")
+    assert choose(played.append) == Tiles(64)
+
+
+def test_source_hash_follows_the_files(tmp_path):
+    one, two = tmp_path / "one.py", tmp_path / "two.py"
+    one.write_text("a")
+    two.write_text("b")
+    assert autotune.source_hash(str(one)) != autotune.source_hash(str(two))
+    assert autotune.source_hash(str(one), str(two)) != autotune.source_hash(str(one))
+
+
+class TestFloat32Modes:
+    def test_follows_pytorch_by_default(self, monkeypatch):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+        assert precision.fp32_mode() == "tf32"
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+        assert precision.fp32_mode() == "ieee"
+
+    def test_one_asked_for_holds_in_the_block(self):
+        before = precision.fp32_mode()
+        with precision.fp32_precision("bf16x3"):
+            assert precision.fp32_mode() == "bf16x3"
+        assert precision.fp32_mode() == before
+
+    def test_an_unknown_one_is_named(self):
+        with pytest.raises(ValueError, match="got 'fp8'"), precision.fp32_precision("fp8"):
+            pass
