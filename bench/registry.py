@@ -66,8 +66,12 @@ def _matches(name: str, patterns: str | None) -> bool:
 
 
 def providers(op: str) -> list[str]:
-    """Providers of an op that this machine can run at all."""
-    names = [n for n in OPS[op].providers if n == "reference" or backends.unavailable(n) is None]
+    """Providers of an op that this machine can run at all; not simulated ones, whose times say nothing."""
+
+    def runs(name: str) -> bool:
+        return name == "reference" or (backends.unavailable(name) is None and not backends.simulated(name))
+
+    names = [n for n in OPS[op].providers if runs(n)]
     return names + ([PACKED] if "cpu" in names and _packs(op) else [])
 
 

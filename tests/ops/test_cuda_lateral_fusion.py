@@ -2,7 +2,6 @@
 
 import importlib
 import math
-import mmap
 
 import pytest
 import torch
@@ -10,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
-from ops.parity import SHRINK, bits, case_named, check, check_gradients, expected_of, reference
+from ops.parity import (
+    ORDERS,
+    SHRINK,
+    bits,
+    case_named,
+    check,
+    check_gradients,
+    expected_of,
+    far_apart,
+    reference,
+)
 from slowfast_kernels import ops
 from slowfast_kernels.ops._cases import Draw, cases_of
 from slowfast_kernels.ops.lateral_fusion.cases import _call
@@ -22,8 +31,6 @@ OP = "lateral_fusion"
 DEVICE = provider_device("cuda")
 kernels = importlib.import_module("slowfast_kernels.ops.lateral_fusion.cuda")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-#: How the emulator chooses who runs next; a GPU chooses for itself.
-ORDERS = ("mixed", "random:1", "reversed", "ahead:3")
 pytestmark = pytest.mark.parametrize("provider", ["cuda"], indirect=True)
 
 
@@ -165,7 +172,7 @@ def test_no_order_of_threads_changes_a_bit(mode, provider, monkeypatch):
     results = []
     for name in ("lateral.1", "wide"):
         args, kwargs = case_named(OP, name).args(dtype=dtype, shrink=SHRINK)
-        for order in (*ORDERS, "mixed"):
+        for order in ORDERS:
             monkeypatch.setenv("SLOWFAST_EMULATE_ORDER", order)
             with fp32_precision(mode if isinstance(mode, str) else "ieee"):
                 results.append(bits(run(args, kwargs)))
@@ -233,15 +240,6 @@ def test_launchers_check_for_themselves(provider):
             gather(*wrong)
 
 
-def far_apart(x, pitch):
-    """``x`` [N, C, T, H, W] with its pixels `pitch` elements apart, in memory that nobody touches."""
-    n, c, t, h, w = x.shape
-    size = n * t * h * w * pitch * x.element_size()
-    memory = torch.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE), dtype=x.dtype)
-    return memory.as_strided(x.shape, (t * h * w * pitch, 1, h * w * pitch, w * pitch, pitch)).copy_(x)
-
-
-@pytest.mark.skipif(DEVICE != "cpu", reason="the memory is the host's: pages that are never touched")
 @pytest.mark.parametrize("kind", KINDS)
 def test_offsets_beyond_2_31(kind, provider):
     draw = Draw(seed=6, dtype=torch.bfloat16)

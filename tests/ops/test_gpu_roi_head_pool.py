@@ -7,17 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from ops.parity import (
-    GPU_PROVIDERS,
-    ORDERS,
-    bits,
-    check,
-    check_case,
-    far_apart,
-    reference,
-    run,
-    there,
-)
+from ops.parity import GPU_PROVIDERS, ORDERS, bits, check, check_case, far_apart, reference, run, there
 from ops.test_roi_head_pool import COORDINATES, calls, composed
 from slowfast_kernels import ops
 from slowfast_kernels.ops._cases import Draw, cases_of
@@ -58,11 +48,9 @@ def kernels(provider):
 @pytest.fixture
 def shared(provider, kernels):
     """The provider's module that reads boxes and maps, for both RoI ops."""
-    return (
-        kernels.roi
-        if provider == "triton"
-        else importlib.import_module("slowfast_kernels.ops.roi_align3d.cuda")
-    )
+    if provider == "triton":
+        return kernels.roi
+    return importlib.import_module("slowfast_kernels.ops.roi_align3d.cuda")
 
 
 @pytest.fixture
@@ -373,9 +361,8 @@ def test_what_is_refused(provider):
     message = rf"(?i){provider}: slow is torch\.float64, the {provider} kernels take float32"
     with pytest.raises(RuntimeError, match=message):
         pool(x.double(), None, rois)
-    with pytest.raises(
-        RuntimeError, match=rf"{provider}: fast is torch\.float32 but slow is torch\.bfloat16"
-    ):
+    message = rf"{provider}: fast is torch\.float32 but slow is torch\.bfloat16"
+    with pytest.raises(RuntimeError, match=message):
         OPS[OP].handle(*there((x.bfloat16(), x, rois)), [2, 2], 1.0, 0, True, "mean")
 
 
@@ -389,10 +376,10 @@ def test_cuda_launchers_check_for_themselves(provider):
     maps = there(torch.zeros(2, 42, 64))
     good = {"slow": slow, "fast": fast, "rois": rois, "size": [2, 2], "maps": maps, "out": out, "arg": arg}
 
-    def run(slow, fast, rois, size, maps, out, arg, ratio=0):
+    def launch(slow, fast, rois, size, maps, out, arg, ratio=0):
         torch.ops.slowfast._roi_head_cuda(slow, fast, rois, size, 1.0, ratio, True, False, maps, out, arg)
 
-    run(**good)
+    launch(**good)
     for change in (
         {"rois": rois[:2]},
         {"rois": there(torch.zeros(3, 7))},
@@ -413,7 +400,7 @@ def test_cuda_launchers_check_for_themselves(provider):
         {"arg": arg.float()},
     ):
         with pytest.raises(RuntimeError):
-            run(**(good | change))
+            launch(**(good | change))
 
 
 @on_cuda_each_way
