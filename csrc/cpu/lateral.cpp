@@ -7,9 +7,10 @@ namespace slowfast {
 
 namespace {
 
-// Bytes of differences that a unit holds: a sixth of a level-2 cache, beside the next unit's frames and the
-// weights.
-constexpr int64_t kUnitBytes = 160 * 1024;
+// Bytes of differences that a unit holds: with its frames, the next unit's and the weights, half of a level-2
+// cache.
+constexpr int64_t kUnitBytes = 80 * 1024;
+constexpr int64_t kTileRows = 6;  // of a register tile with AVX-512
 
 const char* packed_data(const Tensor& packed, int64_t taps, int64_t cin, int64_t cout, const char* what) {
     int64_t need = 0;
@@ -52,11 +53,22 @@ void lateral_run_cpu(Tensor x, Tensor packed_sum, Tensor packed_first, Tensor pa
     // A unit is a pair of output frames of a chunk of pixels; its frames are fetched while the unit before is
     // computed. So an item is as many units as leave every thread a few items.
     const int64_t pairs = (a.t_out + 1) / 2;
-    int64_t chunks = (pixels * 2 * (alpha - 1) * a.cin * 4 + kUnitBytes - 1) / kUnitBytes;
-    const int64_t rows = ((pixels + chunks - 1) / chunks + 5) / 6 * 6;  // whole tiles
+    const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
+    const int64_t fitting = (pixels * 2 * (alpha - 1) * a.cin * 4 + kUnitBytes - 1) / kUnitBytes;
+    // Near the number that fits: the one whose units share out evenly among the threads, in whole tiles of
+    // rows.
+    int64_t chunks = fitting, least = INT64_MAX;
+    for (int64_t c = fitting > 1 ? fitting - 1 : 1; c <= fitting + 2; ++c) {
+        const int64_t tiles = ((pixels + c - 1) / c + kTileRows - 1) / kTileRows;
+        const int64_t time = (x.size(0) * c * pairs + threads - 1) / threads * tiles;
+        if (time < least) {
+            least = time;
+            chunks = c;
+        }
+    }
+    const int64_t rows = (pixels + chunks - 1) / chunks;
     chunks = (pixels + rows - 1) / rows;
-    const int64_t units = x.size(0) * chunks * pairs;
-    const int64_t wanted = 3 * static_cast<int64_t>(torch::stable::get_num_threads());
+    const int64_t units = x.size(0) * chunks * pairs, wanted = 3 * threads;
     const int64_t items = units < wanted ? units : wanted;
     const KernelTable& k = kernels();
     const int64_t scratch = k.lateral_scratch(a, rows);
