@@ -51,7 +51,7 @@ void lateral_run_cpu(Tensor x, Tensor packed_sum, Tensor packed_first, Tensor pa
     a.relu = relu;
 
     // A unit is a pair of output frames of a chunk of pixels; its frames are fetched while the unit before is
-    // computed. So an item is as many units as leave every thread a few items.
+    // computed. So every thread takes one long run of units.
     const int64_t pairs = (a.t_out + 1) / 2;
     const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
     const int64_t fitting = (pixels * 2 * (alpha - 1) * a.cin * 4 + kUnitBytes - 1) / kUnitBytes;
@@ -68,8 +68,8 @@ void lateral_run_cpu(Tensor x, Tensor packed_sum, Tensor packed_first, Tensor pa
     }
     const int64_t rows = (pixels + chunks - 1) / chunks;
     chunks = (pixels + rows - 1) / rows;
-    const int64_t units = x.size(0) * chunks * pairs, wanted = 3 * threads;
-    const int64_t items = units < wanted ? units : wanted;
+    const int64_t units = x.size(0) * chunks * pairs;
+    const int64_t items = units < threads ? units : threads;
     const KernelTable& k = kernels();
     const int64_t scratch = k.lateral_scratch(a, rows);
     const auto unit = [&](int64_t u) {
