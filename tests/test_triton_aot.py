@@ -15,15 +15,18 @@ from slowfast_kernels.ops._registration import OPS
 #: Kernels that are products of matrices.
 GEMM = {"conv_kernel", "tail_kernel", "stem_kernel"}
 
-#: What is compiled: every kernel in bfloat16 for both architectures; the other types on the ops that take few
-#: starts and still reach every form of a convolution.
+#: What is compiled: every kernel in bfloat16 for both architectures, in float16 for one; float32's modes on the ops
+#: that take few starts and still reach every form of a convolution; marked slow, everything.
 RUNS = {
     "bf16": ["--dtypes", "bf16", "--targets", "80", "90"],
-    "others": ["--ops", "stem3d", "lateral_fusion", "--dtypes", "fp16", "fp32", "--targets", "90"],
+    "fp16": ["--dtypes", "fp16", "--targets", "90"],
+    "fp32": ["--ops", "stem3d", "lateral_fusion", "--dtypes", "fp32", "--targets", "90"],
+    "everything": [],
 }
+PARAMS = [pytest.param(name, marks=pytest.mark.slow if name == "everything" else ()) for name in RUNS]
 
 
-@pytest.fixture(scope="module", params=RUNS)
+@pytest.fixture(scope="module", params=PARAMS)
 def rows(request, tmp_path_factory):
     """(name of the run, a row per kernel), compiled by a process without the interpreter; Triton keeps a cache."""
     if importlib.util.find_spec("triton") is None:
@@ -51,10 +54,10 @@ def test_everything_compiles(rows):
 def test_every_op_is_there(rows):
     name, found = rows
     expected = {op for op in op_names() if "triton" in OPS[op].providers}
-    assert {row["op"] for row in found} == (expected if name == "bf16" else {"stem3d", "lateral_fusion"})
-    if name == "others":
+    assert {row["op"] for row in found} == ({"stem3d", "lateral_fusion"} if name == "fp32" else expected)
+    if name in ("fp32", "everything"):
         modes = {f"fp32 {mode}" for mode in ("ieee", "tf32", "tf32x3", "bf16x3")}
-        assert {row["dtype"] for row in found} >= {"fp16", *modes}
+        assert {row["dtype"] for row in found} >= modes
 
 
 def test_no_registers_spill(rows):
@@ -70,6 +73,7 @@ def test_shared_memory_fits(rows):
 def test_products_run_on_matrix_units(rows):
     """wgmma on Hopper, mma before; float32 in full precision has none."""
     products = [r for r in rows[1] if r["kernel"] in GEMM and r["dtype"] != "fp32 ieee"]
-    assert {r["kernel"] for r in products} == GEMM - (set() if rows[0] == "bf16" else {"tail_kernel"})
+    assert {r["kernel"] for r in products} == ({"conv_kernel"} if rows[0] == "fp32" else GEMM)
     for row in products:
-        assert row["wgmma" if row["target"] == "sm_90" else "mma"], f"{named(row)} does without matrix units"
+        hopper = row["target"] == "sm_90" and not row["dtype"].startswith("fp32")
+        assert row["wgmma" if hopper else "mma"], f"{named(row)} does without matrix units"

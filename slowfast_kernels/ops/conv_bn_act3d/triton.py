@@ -347,9 +347,10 @@ def heuristic(
         m = 64
     steps = (taps * channels // row if row else cdiv(channels, k) * taps) + cdiv(channels2, k)
     stages = 1 if ieee else min(4 if m * n < 128 * 128 else 3, max(2, steps))
-    # large tiles need eight warps' registers for residual and sums; taps stay with four, small sums without matrix
-    # units with two
-    warps = 8 if taps == 1 and m * n >= 128 * 128 else 2 if ieee and taps > 1 and n == 32 else 4
+    # large tiles need eight warps' registers for residual and sums, short steps of three products for the operands'
+    # parts; taps stay with four, small sums without matrix units with two
+    large = m * n >= 128 * 128 or (mode == "tf32x3" and k == 16)
+    warps = 8 if taps == 1 and large else 2 if ieee and taps > 1 and n == 32 else 4
     return Tiles(m, n, k, warps, stages)
 
 
