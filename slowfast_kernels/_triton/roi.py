@@ -16,8 +16,7 @@ import triton
 import triton.language as tl
 
 from .. import backends
-from ..ops._registration import channels_last
-from ..ops.roi_align3d.boxes import check_batch_index
+from ..ops.roi_align3d.boxes import boxes_float32
 from .launch import cdiv, launch, next_power_of_2
 from .tiles import widened
 
@@ -171,19 +170,6 @@ def roi_taps_kernel(
     tl.store(of_box + 1, tl.where(on_map, far, 0), mask=once)
 
 
-def boxes_float32(rois: torch.Tensor, clips: int) -> torch.Tensor:
-    """Boxes as the kernel reads them. Batch indices are checked where their values may be read.
-
-    The check waits for the GPU. A stream that is being captured must not wait: there, a box with a wrong batch
-    index gives NaN (and no gradient) when the graph runs.
-    """
-    if rois.device.type == "cpu":
-        check_batch_index(rois, clips)
-    elif rois.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
-        check_batch_index(rois[..., :1].cpu(), clips)  # one copy, the rest on the host
-    return rois.detach().float().contiguous()
-
-
 def taps_of(
     rois: torch.Tensor,
     clips: int,
@@ -226,18 +212,6 @@ def taps_of(
         warps=1, fusion=False, ALIGNED=aligned, AXES=axes, ROWS=tile[0], CELLS=tile[1],
     )  # fmt: skip
     return Taps(weights, ranges, x_weights, t_weights, bounds, y_bins, x_bins, t_bins)
-
-
-def pixel_rows(x: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """``x`` [N, C, T, H, W] with its pixels at equal distances, and that distance in elements.
-
-    Channels-last maps and channel slices of them are taken as they are; anything else is copied.
-    """
-    n, c, t, h, w = x.shape
-    p = x.stride(4)
-    if w > 1 and p >= c and x.stride() == (t * h * w * p, 1, h * w * p, w * p, p):
-        return x, p
-    return channels_last(x), c
 
 
 @triton.jit

@@ -55,6 +55,23 @@ def channels_last(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride() == strides else empty_channels_last(x, x.shape).copy_(x)
 
 
+def pixel_rows(x: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """``x`` [N, C, T, H, W] with its pixels at equal distances, and that distance in elements.
+
+    Channels-last maps and channel slices of them are taken as they are; anything else is copied.
+    """
+    _, c, t, h, w = x.shape
+    p = x.stride(4)
+    if w > 1 and p >= c and x.stride() == (t * h * w * p, 1, h * w * p, w * p, p):
+        return x, p
+    return channels_last(x), c
+
+
+def float32(x: torch.Tensor | None) -> torch.Tensor | None:
+    """Per-channel vector as the kernels read it."""
+    return None if x is None else x.detach().float().contiguous()
+
+
 def _canonical(out: Any) -> Any:
     """Outputs leave an op with the strides its fake promises."""
     if isinstance(out, torch.Tensor):

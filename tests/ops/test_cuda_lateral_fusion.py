@@ -22,6 +22,7 @@ from ops.parity import (
 )
 from slowfast_kernels import ops
 from slowfast_kernels.ops._cases import Draw, cases_of
+from slowfast_kernels.ops._registration import pixel_rows
 from slowfast_kernels.ops.lateral_fusion.cases import _call
 from slowfast_kernels.ops.lateral_fusion.reference import KINDS
 from slowfast_kernels.precision import fp32_precision
@@ -245,7 +246,7 @@ def test_offsets_beyond_2_31(kind, provider):
     draw = Draw(seed=6, dtype=torch.bfloat16)
     (slow, fast, *rest), kwargs = _call(draw, (2, 16, 2, 1, 3), 8, 9, 3, alpha=2, kind=kind)
     far = far_apart(fast, 2**27 + 8)
-    assert far.stride(0) * 2 > 2**31 and kernels.pixels_in_row(far).data_ptr() == far.data_ptr()
+    assert far.stride(0) * 2 > 2**31 and pixel_rows(far)[0].data_ptr() == far.data_ptr()
     expected = run((slow, fast, *rest), kwargs)
     assert torch.equal(run((slow, far, *rest), kwargs), expected)
     out = far_apart(torch.zeros(2, expected.shape[1], 2, 1, 3).bfloat16(), 2**28 + 8)

@@ -15,6 +15,7 @@ from ops.parity import GPU_PROVIDERS, ORDERS, bits, check, expected_of, far_apar
 from ops.test_roi_align3d import BAD, COORDINATES, autograd_of_reference, by_keyword, calls
 from slowfast_kernels import ops, use_backend
 from slowfast_kernels.ops._cases import Draw, cases_of
+from slowfast_kernels.ops._registration import pixel_rows
 from slowfast_kernels.ops.roi_align3d.cases import ODD, SCALE, boxes, rows, tubes, volumes
 from slowfast_kernels.testing import (
     assert_close,
@@ -43,12 +44,6 @@ DRAWN = {"triton": 10, "cuda": 20}
 def kernels(provider):
     """The provider's module of this op."""
     return importlib.import_module(f"slowfast_kernels.ops.roi_align3d.{provider}")
-
-
-@pytest.fixture
-def shared(provider, kernels):
-    """The provider's module that reads boxes and maps, for both RoI ops."""
-    return kernels.roi if provider == "triton" else kernels
 
 
 def align(*args, **kwargs):
@@ -330,9 +325,13 @@ def test_batch_index_must_name_a_clip(index, provider):
 
 
 @on_gpu
-def test_batch_indices_that_were_not_checked(provider, shared, monkeypatch):
+def test_batch_indices_that_were_not_checked(provider, monkeypatch):
     """As on a stream that is captured: no wild read, NaN for such a box, no gradient from it."""
-    monkeypatch.setattr(shared, "check_batch_index", lambda *args: None)
+    monkeypatch.setattr(
+        importlib.import_module("slowfast_kernels.ops.roi_align3d.boxes"),
+        "check_batch_index",
+        lambda *args: None,
+    )
     x = there(torch.randn(2, 4, 2, 6, 7)).requires_grad_()
     bad = (-1.0, 2.0, 0.5, NAN, 1e30, -INF)
     rois = there(rows(Draw(), *((index, 0, 0, 5, 5) for index in (1, *bad))))
@@ -350,19 +349,11 @@ def test_float64_is_refused(provider):
         align(torch.zeros(1, 2, 1, 3, 3).double(), torch.zeros(1, 5))
 
 
-@on_gpu
-def test_channel_slices_are_read_in_place(provider, shared):
-    def read(x):
-        """What the kernels read instead of ``x``, and the distance of its pixels in elements."""
-        if provider == "triton":
-            return shared.pixel_rows(x)
-        x = shared.pixels_in_row(x)
-        return x, x.stride(4)
-
+def test_channel_slices_are_read_in_place():
     wide = torch.randn(2, 40, 3, 7, 5).contiguous(memory_format=torch.channels_last_3d)
-    x, pitch = read(wide[:, 8:29])
+    x, pitch = pixel_rows(wide[:, 8:29])
     assert x.data_ptr() == wide[:, 8:29].data_ptr() and x.stride() == wide.stride() and pitch == 40
-    copied, pitch = read(wide.contiguous())
+    copied, pitch = pixel_rows(wide.contiguous())
     assert pitch == 40 and copied.is_contiguous(memory_format=torch.channels_last_3d)
 
 
@@ -399,7 +390,7 @@ def test_cuda_launchers_check_for_themselves(provider):
 def test_offsets_beyond_2_31(provider, kernels):
     x = Draw(seed=16).normal(1, 8, 2, 4, 5).bfloat16()
     far = far_apart(x, 2**26 + 8)
-    assert far.stride(0) > 2**31 and kernels.pixels_in_row(far).data_ptr() == far.data_ptr()
+    assert far.stride(0) > 2**31 and pixel_rows(far)[0].data_ptr() == far.data_ptr()
     rois = rows(Draw(), (0, 0, 0, 5, 4), (0, 2, 1, 5, 4))
     assert torch.equal(align(far, rois, 3, 1.0), align(x, rois, 3, 1.0))
 
@@ -409,7 +400,7 @@ def test_offsets_beyond_2_31(provider, kernels):
 
 @on_triton
 @pytest.mark.parametrize("aligned, ratio", [(True, 0), (False, 0), (True, 2), (False, 1)])
-def test_triton_bounds_hold_every_tap(aligned, ratio, provider, shared):
+def test_triton_bounds_hold_every_tap(aligned, ratio, provider, kernels):
     """Cells beyond a box's bounds are neither read nor given a gradient: its bins' taps all lie within."""
     draw = Draw(seed=5)
     corners = draw.uniform(150, 4, low=-6, high=16)
@@ -417,7 +408,7 @@ def test_triton_bounds_hold_every_tap(aligned, ratio, provider, shared):
     corners[100:] *= (10 ** draw.uniform(50, 1, low=0, high=3)).round()  # far larger than the map
     rois = there(torch.cat([torch.zeros(150, 1), corners], 1))
     bins, extent = (0, 3, 4), (1, 9, 7)
-    taps = shared.taps_of(rois, 1, extent, bins, 1.0, 1.0, ratio, aligned)
+    taps = kernels.roi.taps_of(rois, 1, extent, bins, 1.0, 1.0, ratio, aligned)
     ranges = taps.ranges.cpu()
     seen = 0
     for axis, start in ((0, taps.y_bins), (1, taps.x_bins)):

@@ -11,7 +11,7 @@ from ops.parity import GPU_PROVIDERS, ORDERS, bits, check, check_case, far_apart
 from ops.test_roi_head_pool import COORDINATES, calls, composed
 from slowfast_kernels import ops
 from slowfast_kernels.ops._cases import Draw, cases_of
-from slowfast_kernels.ops._registration import OPS
+from slowfast_kernels.ops._registration import OPS, pixel_rows
 from slowfast_kernels.ops.roi_align3d.cases import ODD, SCALE, boxes, rows
 from slowfast_kernels.testing import assert_gradient, to_float64
 
@@ -43,14 +43,6 @@ DRAWN = {"triton": 10, "cuda": 15}
 def kernels(provider):
     """The provider's module of this op."""
     return importlib.import_module(f"slowfast_kernels.ops.roi_head_pool.{provider}")
-
-
-@pytest.fixture
-def shared(provider, kernels):
-    """The provider's module that reads boxes and maps, for both RoI ops."""
-    if provider == "triton":
-        return kernels.roi
-    return importlib.import_module("slowfast_kernels.ops.roi_align3d.cuda")
 
 
 @pytest.fixture
@@ -336,9 +328,13 @@ def test_batch_index_must_name_a_clip(index, provider):
 
 
 @on_gpu_each_way
-def test_batch_indices_that_were_not_checked(apart, provider, shared, monkeypatch):
+def test_batch_indices_that_were_not_checked(apart, provider, monkeypatch):
     """As on a stream that is captured: no wild read, NaN for such a box, no gradient from it."""
-    monkeypatch.setattr(shared, "check_batch_index", lambda *args: None)
+    monkeypatch.setattr(
+        importlib.import_module("slowfast_kernels.ops.roi_align3d.boxes"),
+        "check_batch_index",
+        lambda *args: None,
+    )
     slow = there(torch.randn(2, 4, 2, 6, 7)).requires_grad_()
     rois = rows(Draw(), *((index, 0, 0, 50, 50) for index in (1, 1e9, -1, 2, 0.5, NAN)))
     out, arg = pooled_and_arg(slow, None, rois, (2, 2))
@@ -405,10 +401,10 @@ def test_cuda_launchers_check_for_themselves(provider):
 
 @on_cuda_each_way
 @TEMPORAL
-def test_offsets_beyond_2_31(temporal, apart, provider, shared):
+def test_offsets_beyond_2_31(temporal, apart, provider):
     x = Draw(seed=16).normal(1, 8, 2, 4, 5).bfloat16()
     far, rois = far_apart(x, 2**26 + 8), rows(Draw(), (0, 0, 0, 5, 4), (0, 2, 1, 5, 4))
-    assert far.stride(0) > 2**31 and shared.pixels_in_row(far).data_ptr() == far.data_ptr()
+    assert far.stride(0) > 2**31 and pixel_rows(far)[0].data_ptr() == far.data_ptr()
     results = []
     for slow in (far, x):
         slow = slow.requires_grad_()

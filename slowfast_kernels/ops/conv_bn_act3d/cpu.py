@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .._registration import channels_last, define_native, empty_channels_last
+from .._registration import channels_last, define_native, empty_channels_last, float32
 from .op import output_shape
 
 define_native(
@@ -16,11 +16,6 @@ define_native(
 )
 
 DTYPES = (torch.float32, torch.bfloat16)
-
-
-def float32(x: torch.Tensor | None) -> torch.Tensor | None:
-    """Per-channel vector as the kernels read it."""
-    return None if x is None else x.detach().float().contiguous()
 
 
 def pack(

@@ -18,7 +18,7 @@ import triton.language as tl
 from ... import autotune, backends, precision
 from ..._triton import tiles
 from ..._triton.launch import cdiv, launch, next_power_of_2
-from .._registration import channels_last, empty_channels_last
+from .._registration import channels_last, empty_channels_last, float32
 from .op import output_shape
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -76,11 +76,6 @@ class Packed:
     weight2: torch.Tensor | None = None
     channels2: int = 0
     row: int = 0
-
-
-def float32(v: torch.Tensor | None) -> torch.Tensor | None:
-    """Per-channel vector as the kernels read it."""
-    return None if v is None else v.detach().float().contiguous()
 
 
 def row_of(channels: int, kernel: Sequence[int], dtype: torch.dtype) -> int:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 
 from ... import precision
-from .._registration import define_native, empty_channels_last
-from ..roi_align3d.cuda import DTYPES, pixels_in_row
+from .._registration import define_native, empty_channels_last, float32, pixel_rows
+from ..roi_align3d.cuda import DTYPES
 from .cpu import lateral_channels
 from .reference import KINDS
 
@@ -33,10 +33,6 @@ def refuses(slow: torch.Tensor, fast: torch.Tensor, weight: torch.Tensor | None,
 
 
 refuses_out = refuses
-
-
-def _vector(x: torch.Tensor | None) -> torch.Tensor | None:
-    return None if x is None else x.detach().float().contiguous()
 
 
 def pack(weight: torch.Tensor, scale: torch.Tensor | None = None, *, dtype: torch.dtype) -> torch.Tensor:
@@ -62,7 +58,7 @@ def run_packed(
     fast: [N, Cf, alpha * T, H, W]; packed: of `pack`; shift, scale: float32 [Cl] or None.
     """
     tf32 = precision.fp32_mode() == "tf32"
-    torch.ops.slowfast._lateral_cuda(pixels_in_row(fast), packed, scale, shift, alpha, relu, tf32, out)
+    torch.ops.slowfast._lateral_cuda(pixel_rows(fast)[0], packed, scale, shift, alpha, relu, tf32, out)
     return out
 
 
@@ -83,16 +79,16 @@ def write(
         run_packed(
             fast,
             pack(weight, dtype=fast.dtype),
-            _vector(shift),
+            float32(shift),
             out,
             alpha=alpha,
             relu=relu,
-            scale=_vector(scale),
+            scale=float32(scale),
         )
     else:
         groups = 1 if kind == "time_sample" else alpha
-        base = None if slow is None else pixels_in_row(slow)
-        torch.ops.slowfast._lateral_gather_cuda(pixels_in_row(fast), base, alpha, groups, out)
+        base = None if slow is None else pixel_rows(slow)[0]
+        torch.ops.slowfast._lateral_gather_cuda(pixel_rows(fast)[0], base, alpha, groups, out)
 
 
 def run(
@@ -111,7 +107,7 @@ def run(
     if name == "time_to_channel_sum":
         write(fast, weight, scale, shift, alpha, name, relu, out, slow)
     else:
-        torch.ops.slowfast._lateral_gather_cuda(pixels_in_row(slow), None, 1, 1, out[:, :cs])
+        torch.ops.slowfast._lateral_gather_cuda(pixel_rows(slow)[0], None, 1, 1, out[:, :cs])
         write(fast, weight, scale, shift, alpha, name, relu, out[:, cs:])
     return out
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .._registration import channels_last, define_native
+from .._registration import define_native, pixel_rows
 
 # Scores into out[N, classes], float32. pool_h = pool_w = 0: the whole map. activation: 0 none, 1 softmax,
 # 2 sigmoid, of every window's logits (per_position) or of their mean. workspace: see workspace_size.
@@ -36,14 +36,6 @@ def refuses(slow: torch.Tensor, fast: torch.Tensor | None, weight: torch.Tensor,
     return None
 
 
-def _pixel_rows(x: torch.Tensor) -> torch.Tensor:
-    """``x`` itself where its pixels lie at equal distances, as a channel slice's do, else a copy."""
-    _, _, t, h, w = x.shape
-    p = x.stride(4)
-    sliced = w > 1 and p >= x.shape[1] and x.stride() == (t * h * w * p, 1, h * w * p, w * p, p)
-    return x if sliced else channels_last(x)
-
-
 def run(
     slow: torch.Tensor,
     fast: torch.Tensor | None,
@@ -56,8 +48,8 @@ def run(
     out = slow.new_empty((slow.shape[0], weight.shape[0]), dtype=torch.float32)
     pool_h, pool_w = pool_size or (0, 0)
     torch.ops.slowfast._pool_head_run_cpu(
-        _pixel_rows(slow),
-        None if fast is None else _pixel_rows(fast),
+        pixel_rows(slow)[0],
+        None if fast is None else pixel_rows(fast)[0],
         weight.contiguous(),
         None if bias is None else bias.float().contiguous(),
         pool_h,

@@ -15,8 +15,8 @@ import triton.language as tl
 from ... import autotune, backends
 from ..._triton import tiles
 from ..._triton.launch import cdiv, launch, next_power_of_2
-from ..._triton.roi import pixel_rows
 from ..._triton.tiles import widened
+from .._registration import pixel_rows
 from .cpu import ACTIVATIONS, DTYPES
 
 #: Most classes of a softmax: a program holds all of them.

@@ -29,6 +29,19 @@ def check_batch_index(rois: torch.Tensor, clips: int) -> None:
         )
 
 
+def boxes_float32(rois: torch.Tensor, clips: int) -> torch.Tensor:
+    """Boxes as the kernels read them. Batch indices are checked where their values may be read.
+
+    The check waits for the GPU. A stream that is being captured must not wait: there, a box with a wrong batch
+    index gives NaN (and no gradient) when the graph runs.
+    """
+    if rois.device.type == "cpu":
+        check_batch_index(rois, clips)
+    elif rois.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+        check_batch_index(rois[..., :1].cpu(), clips)  # one copy, the rest on the host
+    return rois.detach().float().contiguous()
+
+
 def check_rois(rois: torch.Tensor, features: torch.Tensor, mode: str) -> None:
     """Shape and type of ``rois`` for ``mode``."""
     if mode not in COLUMNS:

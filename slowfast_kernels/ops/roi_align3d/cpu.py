@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .._registration import channels_last, define_native, empty_channels_last
-from .boxes import MODES, check_batch_index
+from .boxes import MODES, boxes_float32
 
 define_native(
     "_roi_align_cpu(Tensor x, Tensor rois, float spatial_scale, float temporal_scale, int sampling_ratio,"
@@ -24,12 +24,6 @@ def refuses(x: torch.Tensor, *rest: object) -> str | None:
     if x.dtype not in DTYPES:
         return f"the maps are {x.dtype}, the C++ kernels take float32, bfloat16 and float16"
     return None
-
-
-def boxes_float32(rois: torch.Tensor, clips: int) -> torch.Tensor:
-    """Boxes as the kernels read them, checked."""
-    check_batch_index(rois, clips)
-    return rois.detach().float().contiguous()
 
 
 def run(

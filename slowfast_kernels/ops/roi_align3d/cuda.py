@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import torch
 
-from .._registration import channels_last, define_native, empty_channels_last
-from .boxes import MODES, check_batch_index
+from .._registration import channels_last, define_native, empty_channels_last, pixel_rows
+from .boxes import MODES, boxes_float32
 
 define_native(
     "_roi_align_cuda(Tensor x, Tensor rois, float spatial_scale, float temporal_scale, int sampling_ratio,"
@@ -36,26 +36,6 @@ def refuses(x: torch.Tensor, *rest: object) -> str | None:
 refuses_bwd = refuses
 
 
-def boxes_float32(rois: torch.Tensor, clips: int) -> torch.Tensor:
-    """Boxes as the kernels read them; batch indices are checked where their values may be read."""
-    if rois.device.type == "cpu":
-        check_batch_index(rois, clips)
-    elif not torch.cuda.is_current_stream_capturing():
-        check_batch_index(rois[..., :1].cpu(), clips)  # one copy, the rest on the host
-    return rois.detach().float().contiguous()
-
-
-def pixels_in_row(x: torch.Tensor) -> torch.Tensor:
-    """``x`` [N, C, T, H, W] with its pixels at equal distances: channels-last maps and channel slices of them as
-    they are, anything else copied.
-    """
-    n, c, t, h, w = x.shape
-    p = x.stride(4)
-    if w > 1 and p >= c and x.stride() == (t * h * w * p, 1, h * w * p, w * p, p):
-        return x
-    return channels_last(x)
-
-
 def run(
     features: torch.Tensor,
     rois: torch.Tensor,
@@ -70,7 +50,7 @@ def run(
     time = output_size[0] if mode == "volume" else features.shape[2]
     out = empty_channels_last(features, (rois.shape[0], features.shape[1], time, *output_size[-2:]))
     torch.ops.slowfast._roi_align_cuda(
-        pixels_in_row(features),
+        pixel_rows(features)[0],
         boxes,
         spatial_scale,
         temporal_scale,

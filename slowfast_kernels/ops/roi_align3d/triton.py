@@ -17,9 +17,9 @@ import triton.language as tl
 from ... import autotune, backends
 from ..._triton import roi, tiles
 from ..._triton.launch import cdiv, launch, next_power_of_2
-from ..._triton.roi import DTYPES, bin_sums, pixel_rows, taps_of
+from ..._triton.roi import DTYPES, bin_sums, taps_of
 from ..._triton.tiles import narrowed, widened
-from .._registration import channels_last, empty_channels_last
+from .._registration import channels_last, empty_channels_last, pixel_rows
 from .boxes import MODES
 
 SOURCE = (__file__, roi.__file__, tiles.__file__)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from .._registration import channels_last, define_native, empty_channels_last
-from ..roi_align3d.cpu import DTYPES, boxes_float32
+from ..roi_align3d.boxes import boxes_float32
+from ..roi_align3d.cpu import DTYPES
 
 define_native(
     "_roi_head_cpu(Tensor slow, Tensor? fast, Tensor rois, int[] output_size, float spatial_scale,"

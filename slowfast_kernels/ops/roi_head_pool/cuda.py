@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import torch
 
-from .._registration import define_native, empty_channels_last
-from ..roi_align3d.cuda import DTYPES, boxes_float32, pixels_in_row
+from .._registration import define_native, empty_channels_last, pixel_rows
+from ..roi_align3d.boxes import boxes_float32
+from ..roi_align3d.cuda import DTYPES
 
 define_native(
     "_roi_head_cuda(Tensor slow, Tensor? fast, Tensor rois, int[] output_size, float spatial_scale,"
@@ -70,8 +71,8 @@ def run(
     if reduces_apart(n, rois.shape[0], h * w, frames):
         maps = slow.new_empty((n, h * w, slices * SLICE), dtype=torch.float32)  # written under boxes only
     torch.ops.slowfast._roi_head_cuda(
-        pixels_in_row(slow),
-        None if fast is None else pixels_in_row(fast),
+        pixel_rows(slow)[0],
+        None if fast is None else pixel_rows(fast)[0],
         boxes,
         output_size,
         spatial_scale,
@@ -104,7 +105,7 @@ def run_bwd(
         grad if grad.stride(1) == 1 else grad.contiguous(),
         arg if arg.stride(1) == 1 else arg.contiguous(),
         boxes,
-        pixels_in_row(features) if features is not None and temporal == "max" else None,
+        pixel_rows(features)[0] if features is not None and temporal == "max" else None,
         output_size,
         spatial_scale,
         sampling_ratio,
