@@ -21,6 +21,7 @@ from slowfast_kernels.testing import assert_close, provider_device, to_float64
 OP = "bottleneck3d"
 DEVICE = provider_device("cuda")
 kernels = importlib.import_module("slowfast_kernels.ops.bottleneck3d.cuda")
+fit = importlib.import_module("slowfast_kernels.ops.bottleneck3d.cuda_tiles")
 DTYPES = (torch.bfloat16, torch.float16)
 pytestmark = pytest.mark.parametrize("provider", ["cuda"], indirect=True)
 PRODUCTS = 9 * 512
@@ -95,10 +96,10 @@ def test_least_shared_memory_is_that_of_a_tile_of_one_pixel(name, provider):
     args, kwargs = case_named(OP, name).args(dtype=torch.bfloat16, shrink=1000)
     packed = kernels.pack(*args[1:], dtype=torch.bfloat16)
     stride, dilation = kwargs.get("stride", 1), kwargs.get("dilation", 1)
-    one = kernels.TailTiles(1, 1) if name in WIDE else kernels.Tiles(1, 1, 1)
+    one = fit.TailTiles(1, 1) if name in WIDE else fit.Tiles(1, 1, 1)
     expected = reckoned((args, {"stride": stride, "dilation": dilation}), one)
     widths = (packed.cin, packed.inner, packed.cout, packed.kernel_t, packed.shortcut)
-    assert kernels._least_shared_bytes(*widths, stride, dilation) == expected
+    assert fit.least_shared_bytes(*widths, stride, dilation) == expected
 
 
 @st.composite
@@ -121,25 +122,25 @@ def calls(draw, inner):
     )
 
 
-tiles = st.builds(kernels.Tiles, st.integers(1, 9), st.integers(1, 18), st.integers(1, 6))
+tiles = st.builds(fit.Tiles, st.integers(1, 9), st.integers(1, 18), st.integers(1, 6))
 
 
 def reckoned(drawn, config):
     """Shared memory by the count of the choice of tiles."""
     (x, *parameters), kwargs = drawn
     packed = kernels.pack(*parameters, dtype=x.dtype)
-    count = kernels.tail_shared_bytes if isinstance(config, kernels.TailTiles) else kernels.shared_bytes
+    count = fit.tail_shared_bytes if isinstance(config, fit.TailTiles) else fit.shared_bytes
     return count(packed, config, kwargs["stride"], kwargs["dilation"])
 
 
 @given(drawn=calls(kernels.NARROW), config=tiles)
 def test_drawn_narrow_blocks(drawn, config, provider):
-    assume(reckoned(drawn, config) <= kernels._limits(torch.device(DEVICE))[1])
+    assume(reckoned(drawn, config) <= fit.limits(torch.device(DEVICE))[1])
     got, _ = run_packed(*drawn, config=config)
     check([got], reference(OP, *to_float64(drawn)), reference(OP, *drawn), PRODUCTS, str(config))
 
 
-tail_tiles = st.builds(kernels.TailTiles, st.integers(1, 9), st.integers(1, 14))
+tail_tiles = st.builds(fit.TailTiles, st.integers(1, 9), st.integers(1, 14))
 
 
 @settings(max_examples=10)
@@ -154,7 +155,7 @@ def test_tiles_of_a_wide_block_do_not_change_the_result(provider):
     args, kwargs = case_named(OP, "res5.fast.0").args(dtype=torch.bfloat16, shrink=2)
     args = (args[0][:, :, :2], *args[1:])
     first, _ = run_packed(args, kwargs)
-    for config in (kernels.TailTiles(3, 3), kernels.TailTiles(2, 4), kernels.TailTiles(10, 12)):
+    for config in (fit.TailTiles(3, 3), fit.TailTiles(2, 4), fit.TailTiles(10, 12)):
         other, _ = run_packed(args, kwargs, config=config)
         assert torch.equal(bits(other), bits(first)), f"{config}"
 
@@ -164,7 +165,7 @@ def test_tiles_do_not_change_the_result(name, provider):
     args, kwargs = case_named(OP, name).args(dtype=torch.bfloat16, shrink=SHRINK)
     args = (args[0][:, :, :7], *args[1:])
     first, _ = run_packed(args, kwargs)
-    for config in (kernels.Tiles(3, 3, 7), kernels.Tiles(2, 5, 3), kernels.Tiles(4, 4, 1)):
+    for config in (fit.Tiles(3, 3, 7), fit.Tiles(2, 5, 3), fit.Tiles(4, 4, 1)):
         other, _ = run_packed(args, kwargs, config=config)
         assert torch.equal(bits(other), bits(first)), f"{config}"
 
@@ -244,9 +245,9 @@ def test_shared_memory_is_what_the_choice_of_tiles_reckons(name, provider):
     if name in WIDE:
         kwargs = {"stride": 7, "dilation": 17}
         args = (*args[:-3], *([None] * 3)) if args[-3] is None else args
-        big = kernels.TailTiles(8, 13)
+        big = fit.TailTiles(8, 13)
     else:
-        big = kernels.Tiles(73, 61, 2)
+        big = fit.Tiles(73, 61, 2)
     with pytest.raises(RuntimeError, match="at most 232448 bytes of shared memory") as caught:
         run_packed(args, kwargs, config=big)
     bytes_asked = int(re.findall(r"\d+", str(caught.value))[-1])

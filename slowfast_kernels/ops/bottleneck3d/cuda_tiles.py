@@ -1,0 +1,186 @@
+"""What a block of threads of the CUDA kernels computes: shared memory, candidates, and the choice unmeasured."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+
+from .cuda_pack import WIDE, Packed
+
+#: Multiprocessors and shared memory of a block where no device says (the emulator's, an H200's).
+PROCESSORS, SHARED_BYTES = 132, 227 * 1024
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """What a block of threads computes: ``height`` x ``width`` output pixels of ``frames`` frames."""
+
+    height: int
+    width: int
+    frames: int
+
+
+def _pitch(channels: int) -> int:
+    return (channels // 8 | 1) * 8
+
+
+def shared_bytes(packed: Packed, tiles: Tiles, stride: int, dilation: int) -> int:
+    """Shared memory of a block of threads; as fast_block_shared of bottleneck.cuh counts it."""
+    height, width = ((n - 1) * stride + 2 * dilation + 1 for n in (tiles.height, tiles.width))
+    halo, rows = height * width, -(-tiles.height * tiles.width // 32) * 32
+    ring = max(packed.kernel_t, 2) + 1
+    maps = halo * (ring * _pitch(packed.cin) + 2 * _pitch(packed.inner)) * 2
+    vectors = 4 * packed.shifts.numel() + 8 * rows + -(-4 * halo // 16) * 16
+    return maps + packed.weights.numel() * 2 + vectors
+
+
+@functools.cache
+def limits(device: torch.device) -> tuple[int, int]:
+    """(multiprocessors, shared memory of a block) of a device."""
+    if device.type != "cuda":
+        return PROCESSORS, SHARED_BYTES
+    properties = torch.cuda.get_device_properties(device)
+    # torch's own annotations do not know the attribute
+    return properties.multi_processor_count, getattr(properties, "shared_memory_per_block_optin", 163 * 1024)
+
+
+def candidates(
+    packed: Packed, clips: int, frames: int, height: int, width: int, stride: int, dilation: int, shared: int
+) -> list[Tiles]:
+    """Tiles worth measuring for [clips, cout, frames, height, width] results, by what they leave of shared memory."""
+    found = []
+    for h in sorted({min(n, height) for n in (4, 7, 8, 14, 16, 28)}):
+        for w in sorted({min(n, width) for n in (4, 7, 8, 14, 16, 28)}):
+            tiles = Tiles(h, w, frames)
+            if h * w <= 512 and shared_bytes(packed, tiles, stride, dilation) <= shared:
+                found.append(tiles)
+    if not found and shared_bytes(packed, Tiles(1, 1, frames), stride, dilation) <= shared:
+        found.append(Tiles(1, 1, frames))
+    return [
+        Tiles(t.height, t.width, f)
+        for t in found
+        for f in sorted({-(-frames // parts) for parts in (1, 2, 4, 8)}, reverse=True)
+    ]
+
+
+def heuristic(
+    packed: Packed,
+    clips: int,
+    frames: int,
+    height: int,
+    width: int,
+    stride: int,
+    dilation: int,
+    processors: int,
+    shared: int,
+) -> Tiles | None:
+    """Tiles of a call, unmeasured; None where nothing fits into ``shared`` bytes.
+
+    A model of one phase of a multiprocessor: the products of all its tensor-core tiles, whole or not, and bytes
+    brought in, a byte taking as long as some 20 products; or the longest chain of tasks of 32 rows that one warp
+    does, which has a quarter of the multiprocessor at most and waits for its own results. Blocks of threads that
+    find no multiprocessor wait for the next round.
+    """
+    best: tuple[float, Tiles] | None = None
+    cin, inner, cout = packed.cin, packed.inner, packed.cout
+    warps = 8 if inner >= 32 else 4
+    for tiles in candidates(packed, clips, frames, height, width, stride, dilation, shared):
+        halo = math.prod((n - 1) * stride + 2 * dilation + 1 for n in (tiles.height, tiles.width))
+        a_tasks, b_tasks = -(-halo // 32), -(-tiles.height * tiles.width // 32)
+        a = 32 * packed.kernel_t * cin * inner
+        bc = 32 * (9 * inner * inner + inner * cout + packed.shortcut * cin * cout)
+        work = a_tasks * a + b_tasks * bc + halo * cin * 40
+        chain = -(-(a_tasks + b_tasks) // warps) * max(a, bc) * 8
+        resident = max(1, min(16 // warps, shared // shared_bytes(packed, tiles, stride, dilation)))
+        blocks = clips * -(-height // tiles.height) * -(-width // tiles.width) * -(-frames // tiles.frames)
+        together = max(1, min(resident, -(-blocks // processors)))
+        rounds = -(-blocks // (processors * resident))
+        start = packed.kernel_t // 2 * halo * cin * 40 + packed.weights.numel() * 40
+        phase = max(together * work, chain) * (
+            1.0 if together > 1 else 1.25
+        )  # alone, nothing hides the barriers
+        time = rounds * (tiles.frames * phase + together * start)
+        if best is None or time < best[0]:
+            best = time, tiles
+    return best[1] if best else None
+
+
+@dataclass(frozen=True)
+class TailTiles:
+    """What a block of threads of a wide block's second kernel computes: at most 128 output pixels of a frame."""
+
+    height: int
+    width: int
+
+
+def tail_shared_bytes(packed: Packed, tiles: TailTiles, stride: int, dilation: int) -> int:
+    """Shared memory of a block of threads; as tail_shared of bottleneck_bc.cuh counts it."""
+    height, width = ((n - 1) * stride + 2 * dilation + 1 for n in (tiles.height, tiles.width))
+    rows = 64 if tiles.height * tiles.width <= 64 else 128
+    maps = height * width * _pitch(packed.inner) * 2
+    operand = rows * _pitch(-(-packed.cin // 16) * 16) * 2 if packed.shortcut else 0
+    return 3 * 64 * packed.inner * 2 + max(maps, operand) + 8 * rows
+
+
+def tail_candidates(
+    packed: Packed, height: int, width: int, stride: int, dilation: int, shared: int
+) -> list[TailTiles]:
+    """Tiles worth measuring for frames of height x width results."""
+    sizes = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 28, 32, 56)
+    found = (
+        TailTiles(h, w)
+        for h in sorted({min(n, height) for n in sizes})
+        for w in sorted({min(n, width) for n in sizes})
+        if h * w <= 128
+    )
+    return [t for t in found if tail_shared_bytes(packed, t, stride, dilation) <= shared]
+
+
+def tail_heuristic(
+    packed: Packed,
+    frames: int,
+    height: int,
+    width: int,
+    stride: int,
+    dilation: int,
+    processors: int,
+    shared: int,
+) -> TailTiles | None:
+    """Tiles of a wide block's second kernel, unmeasured; ``frames`` counts those of all clips.
+
+    Every block of threads multiplies whole 64s of rows by all weights; the halo costs a little, idle
+    multiprocessors and a block alone on its own cost more.
+    """
+    best: tuple[float, TailTiles] | None = None
+    for tiles in tail_candidates(packed, height, width, stride, dilation, shared):
+        rows = 64 if tiles.height * tiles.width <= 64 else 128
+        halo = math.prod((n - 1) * stride + 2 * dilation + 1 for n in (tiles.height, tiles.width))
+        blocks = frames * -(-height // tiles.height) * -(-width // tiles.width)
+        resident = max(1, min(2, shared // tail_shared_bytes(packed, tiles, stride, dilation)))
+        alone = 1.0 if min(resident, blocks / processors) >= 2 else 1.2
+        # 64 rows do not use a weight's way into the registers as often as 128 do.
+        time = -(-blocks // (processors * resident)) * resident * alone * (rows + 40 + halo / 16)
+        if best is None or time < best[0]:
+            best = time, tiles
+    return best[1] if best else None
+
+
+@functools.cache
+def least_shared_bytes(
+    cin: int, inner: int, cout: int, kernel_t: int, shortcut: bool, stride: int, dilation: int
+) -> int:
+    """Shared memory of the smallest tile of a block of these widths."""
+    steps, wide = -(-cin // 16), -(-cout // 32) * 32
+    weights = (
+        kernel_t * steps * inner + -(-9 * inner // 16) * inner + (-(-inner // 16) + shortcut * steps) * wide
+    )
+    packed = Packed(
+        torch.empty(16 * weights, device="meta"), torch.empty(2 * inner + wide, device="meta"), None, None,
+        cin, inner, cout, kernel_t, shortcut,
+    )  # fmt: skip
+    if inner in WIDE:
+        return tail_shared_bytes(packed, TailTiles(1, 1), stride, dilation)
+    return shared_bytes(packed, Tiles(1, 1, 1), stride, dilation)
