@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -66,6 +68,20 @@ def _load_cuda(name: str) -> str | None:
     except Exception as error:
         return f"the library of the CUDA kernels does not load: {error}"
     return None
+
+
+@functools.cache
+def cuda_source(*prefixes: str) -> str:
+    """Hash of the CUDA sources whose names start with one of these, as the library was built from them; and of what
+    all of them include.
+    """
+    try:
+        hashes = json.loads((LIB_DIR / "cuda_sources.json").read_text())
+    except (OSError, ValueError):  # built by hand: winners are good for this file only
+        library = LIB_DIR / "libslowfast_cuda.so"
+        return hashlib.sha256(library.read_bytes() if library.exists() else b"").hexdigest()[:16]
+    names = [n for n in sorted(hashes) if n.startswith((*prefixes, "primitives.", "types."))]
+    return hashlib.sha256("".join(f"{n} {hashes[n]}\n" for n in names).encode()).hexdigest()[:16]
 
 
 def cpu_isa_found() -> str:

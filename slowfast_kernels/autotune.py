@@ -16,6 +16,8 @@ import os
 import re
 import statistics
 import tempfile
+import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict
@@ -25,6 +27,9 @@ from typing import Any, TypeVar
 import torch
 
 Config = TypeVar("Config")
+
+#: GPU cycles before a measurement, some 10 ms.
+WARM_UP_CYCLES = 20_000_000
 
 _PACKAGE = Path(__file__).resolve().parent
 _measuring: ContextVar[bool] = ContextVar(
@@ -42,10 +47,17 @@ def measuring(on: bool = True) -> Iterator[None]:
         _measuring.reset(token)
 
 
+def is_measuring() -> bool:
+    """Whether tiles that nobody measured yet are measured now."""
+    return _measuring.get()
+
+
 def cache_dir() -> Path:
     """Folder of the user's winners: SLOWFAST_CACHE_DIR, or slowfast-kernels in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slowfast-kernels"
-    return Path(os.environ.get("SLOWFAST_CACHE_DIR") or default)
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser(
+        "~/.cache"
+    )  # never raises, as Path.home does
+    return Path(os.environ.get("SLOWFAST_CACHE_DIR") or Path(home) / "slowfast-kernels")
 
 
 @functools.cache
@@ -96,18 +108,29 @@ def _keep(op: str, gpu: str, source: str, winners: dict[str, dict[str, Any]]) ->
 
 
 def time_call(run: Callable[[], None], runs: int = 20) -> float:
-    """Median seconds of a call on the current CUDA device, each run between two events, after a warm-up."""
-    for _ in range(3):
-        run()
-    times = []
+    """Median seconds of a call on the current CUDA device, after a warm-up; caches as the call before left them.
+
+    The device's time, not the host's: the calls queue up behind a kernel that waits, as a graph's would. Calls that
+    themselves wait for the device are timed with the host's part.
+    """
+    run()  # compiles, loads, and measures what the call is made of
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    run()
+    host = time.perf_counter() - begin
+    # At 2 GHz, and long enough for an idle device to raise its clock.
+    torch.cuda._sleep(WARM_UP_CYCLES)
+    cycles = min(WARM_UP_CYCLES, max(100_000, int(2 * host * 2e9)))
+    marks = []
     for _ in range(runs):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda._sleep(cycles)
         start.record()
         run()
         end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1e-3)
-    return statistics.median(times)
+        marks.append((start, end))
+    torch.cuda.synchronize()
+    return statistics.median(start.elapsed_time(end) * 1e-3 for start, end in marks)
 
 
 def choose(
@@ -140,11 +163,15 @@ def choose(
     measured: list[tuple[float, Config]] = []
     for config in dict.fromkeys([heuristic, *candidates()]):
         try:
-            measured.append((time_call(functools.partial(run, config)), config))
+            with torch.cuda.device(device):
+                measured.append((time_call(functools.partial(run, config)), config))
         except Exception as error:  # out of shared memory or registers, by whatever class the version raises
             if config == heuristic:
                 raise RuntimeError(f"{op}: the heuristic's tiles {heuristic} do not run: {error}") from error
     seconds, best = min(measured, key=lambda m: m[0])
     winners[name] = {"config": asdict(best), "seconds": seconds, "heuristic_seconds": measured[0][0]}  # type: ignore[call-overload]
-    _keep(op, gpu, source, winners)
+    try:
+        _keep(op, gpu, source, winners)
+    except OSError as error:
+        warnings.warn(f"{op}: the tiles measured cannot be kept: {error}", stacklevel=2)
     return best

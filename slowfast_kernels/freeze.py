@@ -20,6 +20,7 @@ from .plans.cpu import CpuNetwork
 from .plans.graph import StreamedInstance
 from .plans.network import Network
 from .plans.plan import Instance, Plan
+from .precision import fp32_mode
 
 #: Input shapes whose plans a frozen model keeps; the least recently used one is dropped beyond that.
 KEPT_PLANS = 4
@@ -33,7 +34,8 @@ class Frozen(nn.Module):
     later calls reuse. Training-mode switches have no effect.
 
     On a GPU a plan becomes a CUDA graph at the second call with its shapes, with the Fast pathway on a stream of its
-    own; `capture=False` runs kernel by kernel.
+    own; `capture=False` runs kernel by kernel. A caller who captures calls in a graph of their own keeps this module
+    alive, and calls it with no more than four sets of shapes: memory of the least recently used ones is given back.
     """
 
     def __init__(self, model: SlowFast, network: Network, *, capture: bool = True) -> None:
@@ -94,10 +96,11 @@ class Frozen(nn.Module):
         return [*tensors, rois]
 
     def _run(self, inputs: list[torch.Tensor | None], times: list[float] | None) -> tuple[torch.Tensor, Plan]:
-        key = tuple(tuple(x.shape) for x in inputs[: len(self.config.pathways)] if x is not None)
+        shapes = tuple(tuple(x.shape) for x in inputs[: len(self.config.pathways)] if x is not None)
+        key = (shapes, fp32_mode())  # kernels are chosen, and graphs captured, for one way to multiply
         with self._lock:
             if key not in self._plans:
-                self._plans[key] = (self._network.plan(key), [])
+                self._plans[key] = (self._network.plan(shapes), [])
                 if len(self._plans) > KEPT_PLANS:
                     self._plans.popitem(last=False)
             self._plans.move_to_end(key)

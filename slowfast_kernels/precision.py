@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 
@@ -25,13 +26,15 @@ _mode: ContextVar[str] = ContextVar("slowfast_fp32", default=_from_start)
 
 
 def fp32_mode() -> str:
-    """The mode in force: the one asked for, else "tf32" where ``torch.backends.cudnn.allow_tf32`` allows it for
-    convolutions (PyTorch's default), "ieee" where not.
+    """The mode in force: the one asked for, else "tf32" where ``torch.backends.cudnn`` allows it for convolutions
+    (``allow_tf32`` or ``conv.fp32_precision``; PyTorch's default), "ieee" where not.
     """
     mode = _mode.get()
     if mode != "auto":
         return mode
-    return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
+    # allow_tf32 cannot be read once somebody chose a precision by operator; this follows both.
+    cudnn: Any = torch.backends.cudnn  # torch's annotations do not know all of it
+    return "tf32" if cudnn.conv.fp32_precision == "tf32" else "ieee"
 
 
 @contextlib.contextmanager

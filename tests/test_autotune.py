@@ -1,7 +1,9 @@
 """Tile choice: heuristic, winners on disk, measuring. The device and the clock are played by the test."""
 
+import contextlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,15 +25,25 @@ SECONDS = {Tiles(64): 3.0, Tiles(128): 1.0, Tiles(256): 2.0}
 @pytest.fixture
 def played(monkeypatch, tmp_path):
     """A GPU called "Some GPU 3000" on which a config takes SECONDS, and what was run there."""
-    runs = []
+    runs, current = [], []
+
+    @contextlib.contextmanager
+    def device(one):
+        current.append(one)
+        try:
+            yield
+        finally:
+            current.pop()
 
     def time_call(run, times=20):
+        assert current == [CUDA], "timed on the current device, not on the tensors'"
         run()
         return SECONDS[runs[-1]]
 
     monkeypatch.setenv("SLOWFAST_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(autotune, "gpu_name", lambda device: "some-gpu-3000")
     monkeypatch.setattr(autotune, "time_call", time_call)
+    monkeypatch.setattr(torch.cuda, "device", device)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     autotune._tables.cache_clear()
     yield runs
@@ -98,6 +110,62 @@ def test_a_damaged_table_is_as_good_as_none(played, tmp_path):
     assert choose(played.append) == Tiles(64)
 
 
+def test_a_winner_that_cannot_be_written_is_used_all_the_same(played, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("SLOWFAST_CACHE_DIR", str(tmp_path / "file"))
+    with autotune.measuring(), pytest.warns(UserWarning, match="cannot be kept"):
+        assert choose(played.append) == Tiles(128)
+    assert choose(played.append) == Tiles(128) and len(played) == len(SECONDS)
+
+
+def test_the_cache_has_a_place_without_a_home(monkeypatch):
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nobody)
+    for name in ("SLOWFAST_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert autotune.cache_dir().name == "slowfast-kernels"
+
+
+class Clock:
+    """A device that works off a queue, and the host that fills it: both in seconds."""
+
+    def __init__(self):
+        self.host = self.device = 0.0
+
+    def queue(self, seconds, to_start):
+        self.host += to_start
+        self.device = max(self.device, self.host) + seconds
+
+    def synchronize(self):
+        self.host = max(self.host, self.device)
+
+
+@pytest.mark.parametrize("device_time, to_start", [(5e-6, 60e-6), (5e-6, 3e-3), (4e-3, 60e-6)])
+def test_the_devices_time_is_measured(monkeypatch, device_time, to_start):
+    """Not the host's: in a graph, where the calls are bound for, a launch costs the host nothing."""
+    clock = Clock()
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            clock.queue(0.0, 1e-6)
+            self.at = clock.device
+
+        def elapsed_time(self, end):
+            return (end.at - self.at) * 1e3
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", clock.synchronize)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: clock.queue(cycles / 2e9, 5e-6))
+    monkeypatch.setattr(autotune.time, "perf_counter", lambda: clock.host)
+    seconds = autotune.time_call(lambda: clock.queue(device_time, to_start))
+    assert seconds == pytest.approx(device_time, rel=1e-3)
+
+
 def test_source_hash_follows_the_files(tmp_path):
     one, two = tmp_path / "one.py", tmp_path / "two.py"
     one.write_text("a")
@@ -112,6 +180,16 @@ class TestFloat32Modes:
         assert precision.fp32_mode() == "tf32"
         monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
         assert precision.fp32_mode() == "ieee"
+
+    @pytest.mark.parametrize("mode", ["ieee", "tf32"])
+    def test_follows_a_precision_chosen_by_operator(self, mode):
+        """After which reading allow_tf32 is an error of PyTorch's."""
+        conv = torch.backends.cudnn.conv
+        before, conv.fp32_precision = conv.fp32_precision, mode
+        try:
+            assert precision.fp32_mode() == mode
+        finally:
+            conv.fp32_precision = before
 
     def test_one_asked_for_holds_in_the_block(self):
         before = precision.fp32_mode()

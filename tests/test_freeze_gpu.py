@@ -4,10 +4,14 @@ from collections import Counter
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 import slowfast_kernels as sf
 from slowfast_kernels import backends
+from slowfast_kernels.plans.cudnn import CudnnConv
 from slowfast_kernels.plans.gpu import GpuNetwork
+from slowfast_kernels.plans.gpu_blocks import _Geometry
+from slowfast_kernels.plans.graph import captured
 from slowfast_kernels.plans.plan import Instance, Plan
 from slowfast_kernels.precision import fp32_precision
 from test_freeze import MODELS, call, clips_for, distance, reference, small_model
@@ -53,6 +57,24 @@ def test_the_whole_of_slowfast_r50(backend, dtype):
         assert by_cuda == Counter(lateral_fusion=4, stem3d=2 * half, bottleneck3d=blocks * half)
 
 
+@needs["cuda"]
+def test_chained_blocks():
+    """Slow res2 and res3 with each block computing the next one's conv_a: within rounding of blocks on their own."""
+    model = logits(tiny("all of depth 50"))
+    clips = [x.to(DEVICE) for x in clips_for(model)]
+    scores, steps, dtype = {}, {}, torch.bfloat16
+    with torch.inference_mode():
+        for form, providers in (("blocks", ("cuda", "triton")), ("chain", ("cuda", "chain", "triton"))):
+            network = GpuNetwork(model.to(DEVICE), dtype, providers)
+            plan = network.plan([x.shape for x in clips])
+            scores[form] = Instance(plan, torch.device(DEVICE)).run([*clips, None]).cpu()
+            steps[form] = Counter(s.stage for s in plan.steps if s.run.__name__ == "by_chain")
+    assert steps == {"blocks": {}, "chain": {"res2.slow": 3, "res3.slow": 4}}
+    expected = reference(model.cpu(), [x.cpu() for x in clips])
+    for form, found in scores.items():
+        assert distance(found, expected) <= LIMITS[dtype], form
+
+
 @needs["triton"]
 @pytest.mark.parametrize("key", [k for k in MODELS if k != "all of depth 50"])
 def test_kinds_of_models(key):
@@ -80,6 +102,53 @@ def test_two_dimensional_views(key):
     assert any(s.produces is not None for s in convs)
     assert any(s.produces is None for s in convs) == (len(clips) == 2)  # into a slice of the Slow buffer
     assert distance(scores.cpu(), reference(model.cpu(), clips)) <= 1e-5
+
+
+class OnCuda(torch.Tensor):
+    """A tensor of the CPU that says it is on a GPU."""
+
+    device = torch.device("cuda", 0)
+
+
+class TestCudnn:
+    """The calls of cuDNN with its functions played."""
+
+    @pytest.fixture
+    def conv(self):
+        module = torch.nn.Conv3d(8, 8, (1, 3, 3), padding=(0, 1, 1))
+        return CudnnConv(module.weight, None, module.bias, _Geometry(module), torch.float32)
+
+    @pytest.mark.parametrize("mode, expected", [("ieee", "ieee"), ("tf32", "tf32"), ("bf16x3", "ieee")])
+    def test_float32_is_multiplied_as_asked(self, conv, mode, expected, monkeypatch):
+        cudnn, seen = torch.backends.cudnn, []
+        before = cudnn.benchmark, cudnn.conv.fp32_precision
+
+        def relu(x, weight, bias, *more):
+            seen.append((cudnn.benchmark, cudnn.conv.fp32_precision))
+            return F.conv2d(x, weight, bias, *more).relu()
+
+        monkeypatch.setattr(torch, "cudnn_convolution_relu", relu)
+        with fp32_precision(mode):
+            conv._run(torch.randn(1, 8, 4, 4).as_subclass(OnCuda), None, True)
+        assert seen == [(True, expected)]
+        assert (cudnn.benchmark, cudnn.conv.fp32_precision) == before
+
+    def test_without_an_engine_for_the_whole(self, conv, monkeypatch):
+        """One convolution and what follows it apart, and the question is not asked again."""
+        asked = []
+
+        def refused(*args):
+            asked.append(args)
+            raise RuntimeError("FIND was unable to find an engine to execute this computation")
+
+        monkeypatch.setattr(torch, "cudnn_convolution_add_relu", refused)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+        x, residual = torch.randn(2, 1, 8, 4, 4)
+        expected = (F.conv2d(x, conv.weight, conv.bias, padding=1) + residual).relu()
+        for _ in range(2):
+            got = conv._run(x.as_subclass(OnCuda), residual, True)
+            assert torch.equal(got.as_subclass(torch.Tensor), expected)
+        assert len(asked) == 1
 
 
 class Ordered(Instance):
@@ -180,3 +249,17 @@ class TestOnAGPU:
             frozen = sf.freeze(model.cuda(), capture=False)
             for _ in range(3):
                 assert distance(frozen([x.cuda() for x in clips]).cpu(), expected) <= 1e-5
+
+    def test_a_capture_that_fails_leaves_no_trace(self):
+        """On PyTorch's own streams and allocator, which test_plan_graph.py plays."""
+        x = torch.ones(4, device="cuda")
+        before = torch.cuda.current_stream()
+        with pytest.raises(RuntimeError), captured(torch.cuda.CUDAGraph(), x.device):
+            (x + 1).sum().item()  # waits for the device
+        assert torch.cuda.current_stream() == before
+        torch.cuda.empty_cache()
+        graph = torch.cuda.CUDAGraph()
+        with captured(graph, x.device):
+            y = x * 2
+        graph.replay()
+        assert y.sum().item() == 8

@@ -7,13 +7,25 @@ namespace slowfast::cuda {
 
 namespace {
 
-template <class T, int C, int M>
-void launch_tail(const BlockTail<T>& p, bool shortcut, int64_t blocks, int64_t shared_bytes, Stream stream) {
-    if (shortcut) {
-        SF_LAUNCH((tail_kernel<T, C, M, true>), Dim3(blocks), Dim3(kTailThreads), shared_bytes, stream, p);
+template <class T, int C, int M, bool Shortcut>
+void launch_tail(const BlockTail<T>& p, int64_t blocks, int64_t bytes, Stream stream) {
+    const Dim3 grid(blocks), threads(kTailThreads);
+    if (p.following != nullptr) {
+        SF_LAUNCH((tail_kernel<T, C, M, Shortcut, true>), grid, threads, bytes, stream, p);
     } else {
-        SF_LAUNCH((tail_kernel<T, C, M, false>), Dim3(blocks), Dim3(kTailThreads), shared_bytes, stream, p);
+        SF_LAUNCH((tail_kernel<T, C, M, Shortcut, false>), grid, threads, bytes, stream, p);
     }
+}
+
+template <class T, int C>
+void launch_tail(const BlockTail<T>& p, int rows, bool shortcut, int64_t blocks, int64_t bytes,
+                 Stream stream) {
+    if (shortcut) {
+        return rows == 64 ? launch_tail<T, C, 1, true>(p, blocks, bytes, stream)
+                          : launch_tail<T, C, 2, true>(p, blocks, bytes, stream);
+    }
+    return rows == 64 ? launch_tail<T, C, 1, false>(p, blocks, bytes, stream)
+                      : launch_tail<T, C, 2, false>(p, blocks, bytes, stream);
 }
 
 }  // namespace
@@ -49,7 +61,8 @@ void point_run_cuda(Tensor x, Tensor weights, Tensor shift, int64_t kernel_t, Te
 }
 
 void block_tail_run_cuda(Tensor inner, Tensor x, Tensor weights, Tensor shifts, int64_t stride,
-                         int64_t dilation, bool shortcut, Ints tile, Tensor out) {
+                         int64_t dilation, bool shortcut, Ints tile, Tensor out,
+                         std::optional<Tensor> following) {
     const OnDevice device(x);
     STD_TORCH_CHECK(tile.size() == 2 && tile[0] > 0 && tile[1] > 0 && tile[0] * tile[1] <= 128,
                     "tile: expected height and width of at most 128 pixels");
@@ -84,22 +97,37 @@ void block_tail_run_cuda(Tensor inner, Tensor x, Tensor weights, Tensor shifts, 
                             out.size(4) == (x.size(4) - 1) / stride + 1 && (shortcut || p.cin == p.cout) &&
                             inner.numel() == x.size(0) * x.size(2) * x.size(3) * x.size(4) * channels,
                         "out: expected the block's result of x, inner: conv_a's");
-        STD_TORCH_CHECK(
-            weights.numel() == int64_t(tail_stages(channels, p.cin, p.cout, shortcut)) * tail_stage(channels),
-            "weights: expected packed weights of these channels, got ", weights.numel(), " elements");
-        p.shifts = floats_or_null(shifts, channels + round_up(p.cout, kTailColumns), "shifts");
+        const bool chained = following.has_value();
+        p.following = nullptr;
+        p.following_pitch = 0;
+        if (chained) {
+            const Tensor& to = *following;
+            p.following = data_of<T>(to, "following");
+            p.following_pitch = pixel_stride(to, "following");
+            check_vectors(p.following, to.size(1), p.following_pitch, "following");
+            STD_TORCH_CHECK(to.size(0) == out.size(0) && to.size(1) == channels &&
+                                to.size(2) == out.size(2) && to.size(3) == out.size(3) &&
+                                to.size(4) == out.size(4),
+                            "following: expected out's pixels and ", channels, " channels");
+            // Other blocks of threads still read inner around their tiles.
+            STD_TORCH_CHECK(p.following != p.inner || to.numel() == 0,
+                            "following: expected other memory than inner's");
+        }
+        const int64_t stages = tail_stages(channels, p.cin, p.cout, shortcut, chained);
+        STD_TORCH_CHECK(weights.numel() == stages * tail_stage(channels),
+                        "weights: expected packed weights of these channels, got ", weights.numel(),
+                        " elements");
+        p.shifts = floats_or_null(
+            shifts, channels + round_up(p.cout, kTailColumns) + (chained ? channels : 0), "shifts");
         const int rows = tile[0] * tile[1] <= 64 ? 64 : 128;
         const int64_t bytes =
-            tail_shared(channels, p.cin, shortcut, rows, p.stride, p.dilation, p.tile_h, p.tile_w).bytes;
+            tail_shared(channels, p.cin, shortcut, chained, rows, p.stride, p.dilation, p.tile_h, p.tile_w)
+                .bytes;
         const int64_t blocks =
             x.size(0) * x.size(2) * ceil_div(p.out_height, p.tile_h) * ceil_div(p.out_width, p.tile_w);
         checked_int(blocks, "blocks of threads");
-        if (channels == 64) {
-            return rows == 64 ? launch_tail<T, 64, 1>(p, shortcut, blocks, bytes, device.stream())
-                              : launch_tail<T, 64, 2>(p, shortcut, blocks, bytes, device.stream());
-        }
-        return rows == 64 ? launch_tail<T, 128, 1>(p, shortcut, blocks, bytes, device.stream())
-                          : launch_tail<T, 128, 2>(p, shortcut, blocks, bytes, device.stream());
+        return channels == 64 ? launch_tail<T, 64>(p, rows, shortcut, blocks, bytes, device.stream())
+                              : launch_tail<T, 128>(p, rows, shortcut, blocks, bytes, device.stream());
     });
 }
 

@@ -5,7 +5,9 @@
 // of stages in shared memory. tail_kernel: a block of threads owns a tile of output pixels of one frame.
 // conv_a's result lies in shared memory with the tile's halo; the weights stream through a ring of stages,
 // all of one size, in the order in which they are used. conv_b's result stays in registers: it is the first
-// operand of conv_c.
+// operand of conv_c. The block's result can be the first operand of the next block's conv_a in turn, as it
+// lies in the registers it is stored from; only the products of that conv_a's weights have to be in their
+// order.
 #pragma once
 
 #include "cuda/bottleneck_tile.cuh"
@@ -128,9 +130,10 @@ struct BlockTail {
     const T* inner;  // conv_a's result
     const T* x;      // the block's input
     T* out;
-    const T* weights;     // packed: b, then for every 64 channels c and the shortcut's
-    const float* shifts;  // of b, and of c with the shortcut's
-    int64_t inner_pitch, x_pitch, out_pitch;
+    T* following;         // the next block's conv_a, if it is chained
+    const T* weights;     // packed: b, then for every 64 channels c, the shortcut's and the next conv_a's
+    const float* shifts;  // of b, of c with the shortcut's, of the next conv_a
+    int64_t inner_pitch, x_pitch, out_pitch, following_pitch;
     int height, width, out_height, out_width;
     int cin, cout, stride, dilation;
     int tile_h, tile_w;
@@ -142,34 +145,40 @@ constexpr int kTailThreads = 128, kTailStages = 3, kTailColumns = 64;
 SF_HOST_DEVICE constexpr int tail_shortcut_stages(int inner, int cin) {
     return ceil_div(ceil_div(cin, 16), inner / 16);
 }
-// Elements of a stage: four steps of conv_b, or 64 channels of conv_c.
+// Elements of a stage: four steps of conv_b or of the next conv_a, or 64 channels of conv_c.
 SF_HOST_DEVICE constexpr int tail_stage(int inner) {
     return 64 * inner;
 }
-SF_HOST_DEVICE int tail_stages(int inner, int cin, int cout, bool shortcut) {
-    const int each = 1 + (shortcut ? tail_shortcut_stages(inner, cin) : 0);
+SF_HOST_DEVICE int tail_stages(int inner, int cin, int cout, bool shortcut, bool chained) {
+    const int each = 1 + (shortcut ? tail_shortcut_stages(inner, cin) : 0) + (chained ? 1 : 0);
     return 9 * inner / 64 + ceil_div(cout, kTailColumns) * each;
+}
+// Whether conv_b's result waits in shared memory, because the next conv_a's sums take its registers.
+SF_HOST_DEVICE constexpr bool tail_keeps(int inner, int rows, bool chained) {
+    return chained && inner == 128 && rows == 128;
 }
 
 struct BlockTailShared {
     int halo_h, halo_w, halo, x_pitch;
-    int at_maps, at_window, at_out;  // bytes; the ring of stages comes first
+    int at_maps, at_middle, at_window, at_out;  // bytes; the ring of stages comes first
     int64_t bytes;
 };
 // rows: output pixels of a block of threads, 64 or 128.
-SF_HOST_DEVICE BlockTailShared tail_shared(int inner, int cin, bool shortcut, int rows, int stride,
-                                           int dilation, int tile_h, int tile_w) {
+SF_HOST_DEVICE BlockTailShared tail_shared(int inner, int cin, bool shortcut, bool chained, int rows,
+                                           int stride, int dilation, int tile_h, int tile_w) {
     BlockTailShared s;
     s.halo_h = (tile_h - 1) * stride + 2 * dilation + 1;
     s.halo_w = (tile_w - 1) * stride + 2 * dilation + 1;
     s.halo = s.halo_h * s.halo_w;
     s.x_pitch = tile::row_pitch(round_up(cin, 16));
-    // The shortcut's operand takes the place of conv_a's result when conv_b is done.
+    // The shortcut's operand and conv_c's take the place of conv_a's result when conv_b is done.
     const int64_t maps = int64_t(s.halo) * tile::row_pitch(inner) * 2;
     const int64_t operand = shortcut ? int64_t(rows) * s.x_pitch * 2 : 0;
+    const int64_t operands = operand + (tail_keeps(inner, rows, chained) ? int64_t(rows) * inner * 2 : 0);
     int64_t at = int64_t(kTailStages) * tail_stage(inner) * 2;
     s.at_maps = static_cast<int>(at);
-    at += maps > operand ? maps : operand;
+    s.at_middle = static_cast<int>(at + operand);
+    at += maps > operands ? maps : operands;
     s.at_window = static_cast<int>(at);
     at += 4 * rows;
     s.at_out = static_cast<int>(at);
@@ -177,13 +186,16 @@ SF_HOST_DEVICE BlockTailShared tail_shared(int inner, int cin, bool shortcut, in
     return s;
 }
 
-// M: tensor-core tiles of 16 output pixels of each of the four warps.
-template <class T, int C, int M, bool Shortcut>
-SF_KERNEL SF_LAUNCH_BOUNDS(kTailThreads, C == 64 ? 3 : 2) void tail_kernel(const BlockTail<T> p) {
+// M: tensor-core tiles of 16 output pixels of each of the four warps. Chained: with the next block's conv_a.
+template <class T, int C, int M, bool Shortcut, bool Chained>
+SF_KERNEL SF_LAUNCH_BOUNDS(kTailThreads,
+                           C == 64 && !(Chained && M == 2) ? 3 : 2) void tail_kernel(const BlockTail<T> p) {
     constexpr int kRows = 64 * M, kTiles = C / 8, kPitch = tile::row_pitch(C), kStage = tail_stage(C);
-    constexpr int kSteps = C / 16;  // of a stage of conv_c
+    constexpr int kSteps = C / 16;                 // of a stage of conv_c
+    constexpr int kNextSteps = kTailColumns / 16;  // of a stage of the next conv_a
+    constexpr bool kKeeps = tail_keeps(C, kRows, Chained);
     const BlockTailShared s =
-        tail_shared(C, p.cin, Shortcut, kRows, p.stride, p.dilation, p.tile_h, p.tile_w);
+        tail_shared(C, p.cin, Shortcut, Chained, kRows, p.stride, p.dilation, p.tile_h, p.tile_w);
     unsigned char* shared = dynamic_shared<unsigned char>();
     T* ring = reinterpret_cast<T*>(shared);
     T* maps = reinterpret_cast<T*>(shared + s.at_maps);
@@ -200,7 +212,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kTailThreads, C == 64 ? 3 : 2) void tail_kernel(const
     const T* x = p.x + frame * p.height * p.width * p.x_pitch;
     T* out = p.out + frame * p.out_height * p.out_width * p.out_pitch;
 
-    const int stages = tail_stages(C, p.cin, p.cout, Shortcut);
+    const int stages = tail_stages(C, p.cin, p.cout, Shortcut, Chained);
     auto fetch = [&](int stage) {
         if (stage < stages) {
             T* to = ring + stage % kTailStages * kStage;
@@ -235,14 +247,17 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kTailThreads, C == 64 ? 3 : 2) void tail_kernel(const
     const int row0 = 16 * M * warp();
     int stage = 0;
     // Makes the next stage readable and the one after the next on its way.
-    auto next = [&]() -> const T* {
+    auto next_stage = [&]() -> const T* {
         cp_async_wait<kTailStages - 2>();
         syncthreads();
         fetch(stage + kTailStages - 1);
         return ring + stage++ % kTailStages * kStage;
     };
 
+    // conv_b's result: in registers, or every lane's own vectors of it in shared memory.
     uint32_t middle[M][kSteps][4];
+    uint32_t* kept =
+        reinterpret_cast<uint32_t*>(shared + s.at_middle) + 4 * (warp() * M * kSteps * 32 + lane());
     {
         float acc[M][kTiles][4];
         tile::clear(acc);
@@ -255,7 +270,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kTailThreads, C == 64 ? 3 : 2) void tail_kernel(const
             const int tap_at = (tap / 3 * s.halo_w + tap % 3) * p.dilation * kPitch;
             SF_NO_UNROLL
             for (int c = 0; c < C; c += 64) {
-                const T* weights = next();
+                const T* weights = next_stage();
                 SF_UNROLL
                 for (int k = 0; k < 4; ++k) {
                     const T* shifted[M];
@@ -268,8 +283,17 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kTailThreads, C == 64 ? 3 : 2) void tail_kernel(const
         SF_UNROLL
         for (int m = 0; m < M; ++m) tile::to_operand<T, kTiles>(middle[m], acc[m], p.shifts);
     }
+    if constexpr (Shortcut || kKeeps) syncthreads();  // conv_b is done with the maps
+    if constexpr (kKeeps) {
+        SF_UNROLL
+        for (int m = 0; m < M; ++m) {
+            SF_UNROLL
+            for (int k = 0; k < kSteps; ++k) {
+                store(kept + (m * kSteps + k) * 32 * 4, bit_cast<Vec<uint32_t, 4>>(middle[m][k]));
+            }
+        }
+    }
     if constexpr (Shortcut) {
-        syncthreads();  // conv_b is done with the maps
         const int units = s.x_pitch / 8;
         for (int i = thread_x(); i < kRows * units; i += kTailThreads) {
             const int row = i / units, channel = i % units * 8, pixel = out_at[row];
@@ -279,23 +303,34 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kTailThreads, C == 64 ? 3 : 2) void tail_kernel(const
                 p.x_pitch;
             cp_async16(maps + row * s.x_pitch + channel, valid ? x + from + channel : x, valid);
         }
-        // With the group that the next call of next() waits for last.
+        // With the group that the next call of next_stage() waits for last.
         cp_async_commit();
         cp_async_wait<0>();
     }
     const int group = lane() / 4, quarter = lane() % 4;
+    float following[Chained ? M : 1][Chained ? kTiles : 1][4];
+    if constexpr (Chained) tile::clear(following);
     for (int n = 0; n < p.cout; n += kTailColumns) {
         float acc[M][8][4];
         tile::clear(acc);
-        const T* weights = next();
+        const T* weights = next_stage();
         SF_UNROLL
         for (int k = 0; k < kSteps; ++k) {
             uint32_t b[8][2];
             tile::load_weights<8>(b, weights + k * 16 * kTailColumns);
             SF_UNROLL
             for (int m = 0; m < M; ++m) {
+                uint32_t a[4];
+                if constexpr (kKeeps) {
+                    const auto v = load<4>(kept + (m * kSteps + k) * 32 * 4);
+                    SF_UNROLL
+                    for (int i = 0; i < 4; ++i) a[i] = v[i];
+                } else {
+                    SF_UNROLL
+                    for (int i = 0; i < 4; ++i) a[i] = middle[m][k][i];
+                }
                 SF_UNROLL
-                for (int j = 0; j < 8; ++j) mma_m16n8k16<T>(acc[m][j], middle[m][k], b[j]);
+                for (int j = 0; j < 8; ++j) mma_m16n8k16<T>(acc[m][j], a, b[j]);
             }
         }
         if constexpr (Shortcut) {
@@ -306,7 +341,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kTailThreads, C == 64 ? 3 : 2) void tail_kernel(const
             }
             const int x_steps = ceil_div(p.cin, 16);
             for (int done = 0; done < x_steps; done += kSteps) {
-                weights = next();
+                weights = next_stage();
                 const int some = x_steps - done < kSteps ? x_steps - done : kSteps;
                 for (int k = 0; k < some; ++k) {
                     tile::multiply16<T, M, 8>(acc, rows, weights + k * 16 * kTailColumns);
@@ -315,6 +350,50 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kTailThreads, C == 64 ? 3 : 2) void tail_kernel(const
                 }
             }
         }
+        // The values stored are the next conv_a's products: of step 2 q + i the first operand's are values 4
+        // i to 4 i + 3. Zeros where nothing is stored: the channels behind the last would be NaN for infinite
+        // ones.
+        uint32_t operand[Chained ? M : 1][kNextSteps][4];
+        SF_UNROLL
+        for (int m = 0; m < M; ++m) {
+            SF_UNROLL
+            for (int half = 0; half < 2; ++half) {
+                const int64_t pixel = out_at[row0 + 16 * m + 8 * half + group];
+                SF_UNROLL
+                for (int q = 0; q < 2; ++q) {
+                    const int channel = n + 32 * q + 8 * quarter;
+                    Vec<uint32_t, 4> words = {};
+                    if (pixel >= 0 && channel < p.cout) {
+                        const T* residual = Shortcut ? nullptr : x + pixel * p.x_pitch + channel;
+                        const auto v = tile::finished<T>(tile::row_of<4>(acc[m], half, 4 * q),
+                                                         p.shifts + C + channel, residual);
+                        store(out + pixel * p.out_pitch + channel, v);
+                        words = bit_cast<Vec<uint32_t, 4>>(v);
+                    }
+                    if constexpr (Chained) {
+                        SF_UNROLL
+                        for (int i = 0; i < 4; ++i) operand[m][2 * q + i / 2][i % 2 * 2 + half] = words[i];
+                    }
+                }
+            }
+        }
+        if constexpr (Chained) {
+            weights = next_stage();
+            SF_UNROLL
+            for (int k = 0; k < kNextSteps; ++k) {
+                uint32_t b[kTiles][2];
+                tile::load_weights<kTiles>(b, weights + k * 16 * C);
+                SF_UNROLL
+                for (int m = 0; m < M; ++m) {
+                    SF_UNROLL
+                    for (int j = 0; j < kTiles; ++j) mma_m16n8k16<T>(following[m][j], operand[m][k], b[j]);
+                }
+            }
+        }
+    }
+    if constexpr (Chained) {
+        T* to = p.following + frame * p.out_height * p.out_width * p.following_pitch;
+        const float* shift = p.shifts + C + round_up(p.cout, kTailColumns);
         SF_UNROLL
         for (int m = 0; m < M; ++m) {
             SF_UNROLL
@@ -322,14 +401,11 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kTailThreads, C == 64 ? 3 : 2) void tail_kernel(const
                 const int64_t pixel = out_at[row0 + 16 * m + 8 * half + group];
                 if (pixel >= 0) {
                     SF_UNROLL
-                    for (int q = 0; q < 2; ++q) {
-                        const int channel = n + 32 * q + 8 * quarter;
-                        if (channel < p.cout) {
-                            const T* residual = Shortcut ? nullptr : x + pixel * p.x_pitch + channel;
-                            const auto v = tile::finished<T>(tile::row_of<4>(acc[m], half, 4 * q),
-                                                             p.shifts + C + channel, residual);
-                            store(out + pixel * p.out_pitch + channel, v);
-                        }
+                    for (int q = 0; q < C / 32; ++q) {
+                        const int channel = 32 * q + 8 * quarter;
+                        const auto v = tile::finished<T>(tile::row_of<4>(following[m], half, 4 * q),
+                                                         shift + channel, static_cast<const T*>(nullptr));
+                        store(to + pixel * p.following_pitch + channel, v);
                     }
                 }
             }

@@ -150,7 +150,7 @@ SF_DEVICE void clear(float (&acc)[M][Tiles][4]) {
 
 // relu(acc + shift + residual) of eight channels, rounded once.
 template <class T>
-SF_DEVICE Vec<T, 8> finished(const Vec<float, 8>& acc, const float* shift, const T* residual) {
+SF_DEVICE Vec<T, 8> finished(const Vec<float, 8>& acc, const float* shift, const Vec<float, 8>* residual) {
     const auto low = load<4>(shift), high = load<4>(shift + 4);
     Vec<float, 8> v;
     SF_UNROLL
@@ -159,13 +159,23 @@ SF_DEVICE Vec<T, 8> finished(const Vec<float, 8>& acc, const float* shift, const
         v[i + 4] = acc[i + 4] + high[i];
     }
     if (residual != nullptr) {
-        const auto r = to_float(load<8>(residual));
         SF_UNROLL
-        for (int i = 0; i < 8; ++i) v[i] += r[i];
+        for (int i = 0; i < 8; ++i) v[i] += (*residual)[i];
     }
     SF_UNROLL
     for (int i = 0; i < 8; ++i) v[i] = relu(v[i]);
     return from_float<T>(v);
+}
+// The residual as it was read; or where it lies, nullptr for none.
+template <class T>
+SF_DEVICE Vec<T, 8> finished(const Vec<float, 8>& acc, const float* shift, const Vec<T, 8>& residual) {
+    const Vec<float, 8> r = to_float(residual);
+    return finished<T>(acc, shift, &r);
+}
+template <class T>
+SF_DEVICE Vec<T, 8> finished(const Vec<float, 8>& acc, const float* shift, const T* residual) {
+    if (residual == nullptr) return finished<T>(acc, shift, static_cast<const Vec<float, 8>*>(nullptr));
+    return finished<T>(acc, shift, load<8>(residual));
 }
 
 }  // namespace slowfast::cuda::tile

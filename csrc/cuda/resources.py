@@ -2,6 +2,7 @@
 
 resources.py compile COMMAND...          run nvcc; what ptxas reports goes to OBJECT.ptxas instead of the terminal
 resources.py report JSON OBJECT...       gather the reports of the objects: print a table and write JSON
+resources.py sources JSON FOLDER         hash every source file of a folder: what a measured choice of tiles is good for
 
 JSON: a list of {"kernel", "arch", "registers", "stack_bytes", "spill_store_bytes", "spill_load_bytes",
 "shared_bytes" (static), "threads" (a block, at most: its launch bounds), "blocks_per_sm" (at most: dynamic
@@ -10,6 +11,7 @@ shared memory is not known here)}.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -126,7 +128,15 @@ def report(path: Path, objects: list[str]) -> None:
         )
 
 
+def sources(path: Path, folder: Path) -> None:
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".cu", ".cuh", ".h"))
+    hashes = {p.name: hashlib.sha256(p.read_bytes()).hexdigest()[:16] for p in files}
+    path.write_text(json.dumps(hashes, indent=1) + "\n")
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "compile":
         sys.exit(compile_and_keep(sys.argv[2:]))
+    if sys.argv[1] == "sources":
+        sys.exit(sources(Path(sys.argv[2]), Path(sys.argv[3])))
     report(Path(sys.argv[2]), sys.argv[3:])

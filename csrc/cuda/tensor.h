@@ -80,9 +80,17 @@ constexpr ScalarType scalar_type_of<int64_t>() {
     return ScalarType::Long;
 }
 
+// Memory of a tensor on the device that OnDevice made current: a kernel cannot read any other.
 template <class T>
 T* data_of(const Tensor& x, const char* what) {
     STD_TORCH_CHECK(x.scalar_type() == scalar_type_of<T>(), what, ": expected another element type");
+#ifdef SLOWFAST_EMULATE
+    STD_TORCH_CHECK(x.is_cpu(), what, ": expected a tensor on the CPU");
+#else
+    STD_TORCH_CHECK(
+        x.is_cuda() && x.get_device_index() == torch::stable::accelerator::getCurrentDeviceIndex(), what,
+        ": expected a tensor on the GPU of the call's first argument");
+#endif
     return static_cast<T*>(const_cast<void*>(x.const_data_ptr()));
 }
 

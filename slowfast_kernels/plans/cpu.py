@@ -15,7 +15,7 @@ from ..ops.conv_bn_act3d.op import output_shape
 from ..ops.lateral_fusion import cpu as lateral_cpu
 from ..ops.lateral_fusion import polyphase
 from ..ops.stem3d import cpu as stem_cpu
-from .network import Network, nbytes, numel
+from .network import Network, Stage, nbytes, numel
 from .plan import Input, Plan, View
 
 ONE = [1, 1, 1]
@@ -229,10 +229,10 @@ class CpuNetwork(Network):
     def make_block(self, block: blocks.Bottleneck | blocks.BasicBlock) -> PackedBlock:
         return PackedBlock(block, self.dtype)
 
-    def frames_at_once(self, stage: Sequence[PackedBlock], out: View) -> int | None:
+    def frames_at_once(self, stage: Stage, out: View) -> int | None:
         """Where no block looks at other frames: few, so that what lies between the blocks stays in the cache and
         needs little memory. Small frames go together: each round reads all of the stage's weights.
         """
-        if any(block.temporal for block in stage) or stage[0].one_pass:
+        if any(block.temporal for block in stage.blocks) or stage.blocks[0].one_pass:
             return None
         return max(1, FRAME_GROUP_PIXELS // (out.shape[3] * out.shape[4]))

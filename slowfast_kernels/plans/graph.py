@@ -7,18 +7,54 @@ stays outside of the graph.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from .plan import Input, Instance, Plan
 
+#: GPU cycles in which the host starts a step, with plenty to spare: some 100 us.
+CYCLES_OF_A_STEP = 200_000
+
+#: One capture at a time: beginning one waits for the device, which no other stream's capture survives.
+_one_capture = threading.Lock()
+
+
+@functools.cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of a device's captures. The one that PyTorch keeps for them is the first capture's device's."""
+    return torch.cuda.Stream(device)
+
+
+@contextlib.contextmanager
+def captured(graph: torch.cuda.CUDAGraph, device: torch.device) -> Iterator[None]:
+    """Capture the block in `graph`. Where that fails, it raises and leaves PyTorch as it was.
+
+    ``torch.cuda.graph`` alone would leave the thread on the stream of the failed capture, and the allocator in the
+    belief that the capture goes on: every later ``empty_cache`` and every later capture of the process fails then.
+    """
+    index = torch.cuda.current_device() if device.index is None else device.index
+    stream, pool = _capture_stream(torch.device(device.type, index)), torch.cuda.graph_pool_handle()
+    with _one_capture, torch.cuda.device(index), torch.cuda.stream(torch.cuda.current_stream(index)):
+        try:
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                yield
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # "not recording": the capture was over already
+                torch._C._cuda_endAllocateToPool(index, pool)
+                torch._C._cuda_releasePool(index, pool)
+            raise
+
 
 class StreamedInstance(Instance):
     """A plan bound to memory of a CUDA device; one thread at a time may run it.
 
-    capture: replay a CUDA graph from the third run on; False runs step by step always.
+    capture: replay a CUDA graph from the third run on; False runs step by step always. So does a run on a stream that
+    the caller captures.
     """
 
     def __init__(self, plan: Plan, device: torch.device, capture: bool = True) -> None:
@@ -33,29 +69,47 @@ class StreamedInstance(Instance):
         self.head_reads_input = last in inputs
         self.graph: torch.cuda.CUDAGraph | None = None
         self.result: torch.Tensor | None = None
-        self.runs = 0
+        self.captured: dict[int, torch.Tensor] = {}  # `produced`, as the graph writes it
+        self.ran = threading.local()  # `steps`: this thread has run them; cuDNN keeps its plans per thread
+        self.stream: torch.cuda.Stream | None = None  # of the last run
+        self.done = torch.cuda.Event()  # that run is over
 
     def run(self, inputs: Sequence[torch.Tensor | None], times: list[float] | None = None) -> torch.Tensor:
         """Every step, the last one's value is the result; `times` receives the seconds of each."""
         with torch.cuda.device(self.device):
-            if times is not None:
-                return self._timed(inputs, times)
-            eager_head = self.head_reads_input and inputs[-1] is not None
-            body = [i for i in range(len(self.calls) - int(eager_head)) if i not in self.copies]
-            for i in self.copies:
-                self.step(i, inputs)
-            if self.graph is None and self.capture and self.runs > 0:
-                self._capture(body, inputs)
-            self.runs += 1
-            if self.graph is not None:
-                self.graph.replay()
-                result = self.result
-            else:
-                result = self._steps(body, inputs)
-            if eager_head:
-                result = self.step(len(self.calls) - 1, inputs)
-            assert result is not None
-            return result.clone() if self.graph is not None and not eager_head else result
+            if torch.cuda.is_current_stream_capturing():
+                return self._whole(inputs, capture=False)
+            main = torch.cuda.current_stream(self.device)
+            if main != self.stream:
+                if self.stream is not None:  # another stream's run may still be using the memory
+                    main.wait_event(self.done)
+                self.arena.record_stream(main)
+                self.stream = main
+            try:
+                return self._whole(inputs, self.capture) if times is None else self._timed(inputs, times)
+            finally:
+                self.done.record(main)
+
+    def _whole(self, inputs: Sequence[torch.Tensor | None], capture: bool) -> torch.Tensor:
+        eager_head = self.head_reads_input and inputs[-1] is not None
+        body = [i for i in range(len(self.calls) - int(eager_head)) if i not in self.copies]
+        for i in self.copies:
+            self.step(i, inputs)
+        if capture and self.graph is None and getattr(self.ran, "steps", False):
+            self._capture(body, inputs)
+        replayed = capture and self.graph is not None
+        if replayed:
+            assert self.graph is not None
+            self.graph.replay()
+            self.produced.update(self.captured)  # a run step by step may have been in between
+            result = self.result
+        else:
+            result = self._steps(body, inputs)
+            self.ran.steps = True
+        if eager_head:
+            result = self.step(len(self.calls) - 1, inputs)
+        assert result is not None
+        return result.clone() if replayed and not eager_head else result
 
     def _steps(self, which: Sequence[int], inputs: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
         """The steps on their streams, all joined in the current one at the end."""
@@ -79,19 +133,27 @@ class StreamedInstance(Instance):
 
     def _capture(self, which: Sequence[int], inputs: Sequence[torch.Tensor | None]) -> None:
         graph = torch.cuda.CUDAGraph()
+        first: Exception | None = None  # the end of a broken capture only says that it was broken
         try:
-            torch.cuda.synchronize(self.device)
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                result = self._steps(which, inputs)
+            with captured(graph, self.device):
+                try:
+                    result = self._steps(which, inputs)
+                except Exception as error:
+                    first = error
+                    raise
         except Exception as error:  # whatever a library's kernel does not allow while a graph is captured
-            warnings.warn(f"no CUDA graph for this model, it runs kernel by kernel: {error}", stacklevel=2)
+            why = first or error
+            warnings.warn(f"no CUDA graph for this model, it runs kernel by kernel: {why}", stacklevel=2)
             self.capture = False
-            torch.cuda.synchronize(self.device)
+            self.produced.clear()
+            torch.cuda.synchronize(self.device)  # raises where more than the capture is broken
             return
-        self.graph, self.result = graph, result
+        self.graph, self.result, self.captured = graph, result, dict(self.produced)
 
     def _timed(self, inputs: Sequence[torch.Tensor | None], times: list[float]) -> torch.Tensor:
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(self.calls) + 1)]
+        # The steps queue up behind this: else a short one takes as long as the host takes to start it.
+        torch.cuda._sleep(CYCLES_OF_A_STEP * len(self.calls))
         marks[0].record()
         result = None
         for i in range(len(self.calls)):

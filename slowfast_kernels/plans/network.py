@@ -40,10 +40,30 @@ def pool_frames(x: torch.Tensor, window: int, out: torch.Tensor) -> None:
         torch.maximum(out, x[:, :, k : t * window : window], out=out)
 
 
+class Stage:
+    """Residual blocks one after another."""
+
+    def __init__(self, blocks: Sequence[Any]) -> None:
+        self.blocks = list(blocks)
+
+    def out_shape(self, x: Sequence[int]) -> list[int]:
+        for block in self.blocks:
+            x = block.out_shape(x)
+        return list(x)
+
+    def add(self, plan: Plan, name: str, x: View, out: View) -> None:
+        """Append the calls that compute the stage into `out`."""
+        for block in self.blocks[:-1]:
+            y = plan.buffer(block.out_shape(x.shape), x.dtype)
+            block.add(plan, name, x, y)
+            x = y
+        self.blocks[-1].add(plan, name, x, out)
+
+
 class Network:
     """A model's weights as one device's kernels read them, and the plan of a forward through them.
 
-    Layers, made by `make_stem`, `make_lateral` and `make_block`:
+    Layers, made by `make_stem`, `make_lateral`, `make_block` and, of blocks, `make_stage`:
 
     stem:    channels; out_shape(clip); add(plan, stage, index, clip, out)
     lateral: added(fast_channels); add(plan, stage, fast, fused)
@@ -56,9 +76,7 @@ class Network:
         self.paths = model.config.pathways
         self.stem = {p: self.make_stem(model.stem[p]) for p in self.paths}
         self.lateral = [self.make_lateral(m) for m in model.lateral]
-        self.stages = {
-            s: {p: [self.make_block(b) for b in getattr(model, s)[p]] for p in self.paths} for s in STAGES
-        }
+        self.stages = {s: {p: self.make_stage(getattr(model, s)[p]) for p in self.paths} for s in STAGES}
         self.head = PackedHead(model.head)
 
     def make_stem(self, stem: blocks.Stem) -> Any:
@@ -70,7 +88,10 @@ class Network:
     def make_block(self, block: blocks.Bottleneck | blocks.BasicBlock) -> Any:
         raise NotImplementedError
 
-    def frames_at_once(self, stage: Sequence[Any], out: View) -> int | None:
+    def make_stage(self, modules: Sequence[Any]) -> Stage:
+        return Stage([self.make_block(b) for b in modules])
+
+    def frames_at_once(self, stage: Stage, out: View) -> int | None:
         """Frames that a stage takes at a time, None for all of them."""
         return None
 
@@ -89,7 +110,7 @@ class Network:
             self.stem[p].add(plan, f"stem.{p}", i, clip[p], self._own(out[p], widths[p]))
         x = self._fuse(plan, 0, out)
         for k, (name, stages) in enumerate(self.stages.items(), start=1):
-            ends = {p: self._end(stages[p], x[p].shape) for p in self.paths}
+            ends = {p: stages[p].out_shape(x[p].shape) for p in self.paths}
             widths = {p: ends[p][1] for p in self.paths}
             out = self._outputs(plan, k, ends, widths)
             for p in reversed(self.paths):  # Fast first: its input is the smaller one to keep waiting
@@ -122,28 +143,15 @@ class Network:
             self.lateral[level].add(plan, f"lateral.{level}", out["fast"], out["slow"])
         return out
 
-    @staticmethod
-    def _end(stage: Sequence[Any], x: Sequence[int]) -> list[int]:
-        for block in stage:
-            x = block.out_shape(x)
-        return list(x)
-
-    def _stage(self, plan: Plan, name: str, stage: Sequence[Any], x: View, out: View) -> None:
+    def _stage(self, plan: Plan, name: str, stage: Stage, x: View, out: View) -> None:
         step = self.frames_at_once(stage, out)
         if step is None:
-            self._blocks(plan, name, stage, x, out)
+            stage.add(plan, name, x, out)
             return
         frames = x.shape[0] * x.shape[2]
         for t in range(0, frames, step):
             end = min(t + step, frames)
-            self._blocks(plan, name, stage, x.frame_range(t, end), out.frame_range(t, end))
-
-    def _blocks(self, plan: Plan, name: str, stage: Sequence[Any], x: View, out: View) -> None:
-        for block in stage[:-1]:
-            y = plan.buffer(block.out_shape(x.shape), self.dtype)
-            block.add(plan, name, x, y)
-            x = y
-        stage[-1].add(plan, name, x, out)
+            stage.add(plan, name, x.frame_range(t, end), out.frame_range(t, end))
 
     def _pool(self, plan: Plan, path: str, x: View) -> View:
         window = self.config.pathway(path).pool_after_res2

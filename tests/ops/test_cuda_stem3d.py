@@ -40,7 +40,7 @@ def run_packed(args, segment, out=None):
     if out is None:
         shape = kernels.output_shape(x.shape, weight.shape, (1, 2, 2), True)
         out = empty_channels_last(x, shape).fill_(math.nan)
-    return kernels.run_packed(x, packed, out, config=segment).cpu()
+    return kernels.run_packed(x, packed, out, config=segment and kernels.Segment(segment)).cpu()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

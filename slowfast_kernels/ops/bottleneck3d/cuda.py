@@ -1,4 +1,4 @@
-"""The CUDA C++ provider: one kernel for narrow blocks (the Fast pathway's), two for wide ones (Slow's res2, res3).
+"""The CUDA C++ provider: one kernel for narrow blocks (the Fast pathway's) and for Slow's res2, two for Slow's res3.
 
 Operands are bfloat16 or float16 for the tensor cores; sums, shifts and residual additions are float32. Scales are
 folded into the weights.
@@ -23,6 +23,8 @@ from .cuda_tiles import (
     limits,
     tail_candidates,
     tail_heuristic,
+    whole_candidates,
+    whole_heuristic,
 )
 
 define_native(
@@ -32,7 +34,11 @@ define_native(
 define_native("_point_run_cuda(Tensor x, Tensor weights, Tensor shift, int kernel_t, Tensor(a!) out) -> ()")
 define_native(
     "_block_tail_run_cuda(Tensor inner, Tensor x, Tensor weights, Tensor shifts, int stride, int dilation,"
-    " bool shortcut, int[] tile, Tensor(a!) out) -> ()"
+    " bool shortcut, int[] tile, Tensor(a!) out, Tensor(b!)? following) -> ()"
+)
+define_native(
+    "_whole_block_run_cuda(Tensor x, Tensor weights_a, Tensor shift_a, Tensor weights, Tensor shifts, int dilation,"
+    " bool shortcut, int[] tile, int blocks, Tensor(a!) out) -> ()"
 )
 
 DTYPES = (torch.bfloat16, torch.float16)
@@ -56,20 +62,32 @@ def run_packed(
     stride: int = 1,
     dilation: int = 1,
     inner: torch.Tensor | None = None,
+    following: torch.Tensor | None = None,
+    ready: bool = False,
     config: Tiles | TailTiles | None = None,
 ) -> torch.Tensor:
     """The whole block into ``out``.
 
     x:      [N, Cin, T, H, W], channels_last_3d or a channel slice at a multiple of 8 (others are copied).
     out:    [N, Cout, T, Ho, Wo], channels_last_3d or a channel slice at a multiple of 8.
-    inner:  scratch for a wide block's conv_a, [N, Cmid, T, H, W] in channels_last_3d; allocated where None.
+    inner:  scratch for a wide block's conv_a, [N, Cmid, T, H, W] in channels_last_3d; allocated where None and needed.
+    following: where the next block's conv_a goes, [N, Cmid, T, Ho, Wo] as ``out``, in memory other than ``inner``'s:
+            of weights that carry it (`pack`), and only of those.
+    ready:  ``inner`` holds this block's conv_a already: it was ``following`` of the block before.
     config: tiles, `TailTiles` for a wide block; by default the heuristic's.
     """
+    if packed.chained != (following is not None):
+        raise ValueError(
+            f"following: the weights were packed with{'' if packed.chained else 'out'} the next block's conv_a, got"
+            f" {'no' if following is None else 'a'} place for its result"
+        )
+    if ready and (inner is None or packed.weights_a is None):
+        raise ValueError("ready: expected a wide block, and inner with its conv_a")
     if not _takes(x):
         x = channels_last(x)
         x = x if x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.channels_last_3d)
     if config is None:
-        found = _chosen(x, packed, out, stride, dilation, inner)
+        found = _chosen(x, packed, out, stride, dilation, inner, following, ready)
         if found is None:
             raise RuntimeError(
                 "bottleneck3d: not even one output pixel fits into this device's shared memory"
@@ -82,18 +100,37 @@ def run_packed(
             [config.height, config.width, config.frames], out,
         )  # fmt: skip
         return out
+    assert isinstance(config, TailTiles)
+    if config.whole:
+        if ready or packed.chained:
+            raise ValueError(
+                f"config: expected tiles of a block in two kernels, which alone chain, got {config}"
+            )
+        torch.ops.slowfast._whole_block_run_cuda(
+            x, packed.weights_a, packed.shift_a, packed.weights, packed.shifts, dilation, packed.shortcut,
+            [config.height, config.width], limits(x.device)[0], out,
+        )  # fmt: skip
+        return out
     if inner is None:
         inner = empty_channels_last(x, [x.shape[0], packed.inner, *x.shape[2:]])
-    torch.ops.slowfast._point_run_cuda(x, packed.weights_a, packed.shift_a, packed.kernel_t, inner)
+    if not ready:
+        torch.ops.slowfast._point_run_cuda(x, packed.weights_a, packed.shift_a, packed.kernel_t, inner)
     torch.ops.slowfast._block_tail_run_cuda(
         inner, x, packed.weights, packed.shifts, stride, dilation, packed.shortcut,
-        [config.height, config.width], out,
+        [config.height, config.width], out, following,
     )  # fmt: skip
     return out
 
 
 def _chosen(
-    x: torch.Tensor, packed: Packed, out: torch.Tensor, stride: int, dilation: int, inner: torch.Tensor | None
+    x: torch.Tensor,
+    packed: Packed,
+    out: torch.Tensor,
+    stride: int,
+    dilation: int,
+    inner: torch.Tensor | None,
+    following: torch.Tensor | None = None,
+    ready: bool = False,
 ) -> Tiles | TailTiles | None:
     """Tiles of a call, found once: by the tuned table or by measuring, else by the heuristic."""
     key = (
@@ -102,11 +139,13 @@ def _chosen(
         packed.cout,
         packed.kernel_t,
         packed.shortcut,
+        packed.chained,
+        ready,
         tuple(out.shape),
         stride,
         dilation,
     )
-    place = (*key, x.dtype, x.device)
+    place = (*key, x.dtype, x.device, autotune.is_measuring())
     if place in _choices:
         return _choices[place]
     n, _, t, h, w = out.shape
@@ -115,18 +154,26 @@ def _chosen(
     if packed.weights_a is None:
         first = heuristic(packed, n, t, h, w, stride, dilation, processors, shared)
     else:
-        first = tail_heuristic(packed, n * t, h, w, stride, dilation, processors, shared)
+        call = (packed, n * t, h, w, stride, dilation, processors, shared)
+        # Unmeasured, by the least traffic: one kernel, unless a shortcut keeps it from fetching ahead.
+        first = None if packed.shortcut or packed.chained or ready else whole_heuristic(*call)
+        first = first or tail_heuristic(*call)
 
     def others() -> Sequence[Tiles | TailTiles]:
         if packed.weights_a is None:
             return candidates(packed, n, t, h, w, stride, dilation, shared)
-        return tail_candidates(packed, h, w, stride, dilation, shared)
+        shape = (packed, h, w, stride, dilation, shared)
+        whole = [] if packed.chained or ready else whole_candidates(*shape)
+        return [*tail_candidates(*shape), *whole]
 
     def run(config: Tiles | TailTiles) -> None:
-        run_packed(x, packed, out, stride=stride, dilation=dilation, inner=inner, config=config)
+        run_packed(
+            x, packed, out, stride=stride, dilation=dilation, inner=inner, following=following, ready=ready,
+            config=config,
+        )  # fmt: skip
 
     if first is not None and x.device.type == "cuda":
-        source = autotune.source_hash(__file__, str(_extension.LIB_DIR / "libslowfast_cuda.so"))
+        source = _extension.cuda_source("bottleneck")
         named = ("cuda", *key[:-3], *out.shape, stride, dilation, x.dtype)
         first = autotune.choose("bottleneck3d", named, source, x.device, first, others, run)
     _choices[place] = first

@@ -60,16 +60,27 @@ def _shift(shift: torch.Tensor | None, channels: int, like: torch.Tensor) -> tor
     return F.pad(shift.detach().float(), (0, channels - shift.shape[0]))
 
 
+def _chained_order(steps: int) -> torch.Tensor:
+    """Channel of every product of a conv_a of ``steps`` times 16, whose first operand is as conv_c's result is stored.
+
+    Of 64 channels a lane quarter stores 8 of each 32: four of them are products of one step, four of the next.
+    """
+    pairs, step, high, quarter, low = (torch.arange(n) for n in (steps // 2, 2, 2, 4, 2))
+    where = quarter.view(-1, 1) * 8 + low + high.view(-1, 1, 1) * 2
+    return (where + step.view(-1, 1, 1, 1) * 4 + pairs.view(-1, 1, 1, 1, 1) * 32).flatten()
+
+
 @dataclass(frozen=True)
 class Packed:
     """A block's weights and shifts as the kernels read them.
 
     weights: conv_a, conv_b, conv_c and the shortcut's convolution, one after another, in the compute type. Of a wide
-             block without conv_a; conv_c and the shortcut's 64 channels at a time.
+             block without conv_a; conv_c, the shortcut's and the next block's conv_a 64 channels at a time.
     shifts:  float32, of conv_a, conv_b, and of conv_c plus the shortcut's, the last filled up with zeros. Of a wide
-             block without conv_a's.
+             block without conv_a's, with the next block's behind them.
     weights_a, shift_a: of a wide block's conv_a, else None.
     cin, inner, cout, kernel_t, shortcut: of the block.
+    chained: whether weights and shifts hold the next block's conv_a.
     """
 
     weights: torch.Tensor
@@ -81,6 +92,7 @@ class Packed:
     cout: int
     kernel_t: int
     shortcut: bool
+    chained: bool = False
 
 
 def pack(
@@ -97,11 +109,25 @@ def pack(
     scale_s: torch.Tensor | None = None,
     shift_s: torch.Tensor | None = None,
     *,
+    following: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None] | None = None,
     dtype: torch.dtype,
 ) -> Packed:
-    """The block's arguments for `run_packed`; ``dtype`` is the compute type."""
+    """The block's arguments for `run_packed`; ``dtype`` is the compute type.
+
+    following: (weight, scale, shift) of the next block's conv_a, to compute it along with this block: 1x1x1, of this
+               block's cout to its inner width, which has to be a wide one; anything else is a ValueError.
+    """
     inner, cin, kernel_t = weight_a.shape[:3]
     cout = weight_c.shape[0]
+    if following is not None:
+        if inner not in WIDE:
+            raise ValueError(
+                f"following: expected a block of inner width {' or '.join(map(str, WIDE))}, got {inner}"
+            )
+        if following[0].shape != (inner, cout, 1, 1, 1):
+            raise ValueError(
+                f"following: expected a weight of shape {(inner, cout, 1, 1, 1)}, got {tuple(following[0].shape)}"
+            )
     columns = 64 if inner in WIDE else 32
     wide = -(-cout // columns) * columns
     shift = _shift(shift_c, wide, weight_c)
@@ -122,9 +148,16 @@ def pack(
     parts = [b]
     if s is not None:
         s = F.pad(s, (0, 0, 0, -s.shape[0] % inner))  # whole stages
+    f, shifts = None, [second, shift]
+    if following is not None:
+        f = _ordered(_products(following[0], following[1], True), inner)
+        f = F.pad(f, (0, 0, 0, wide - f.shape[0]))[_chained_order(wide // 16).to(f.device)]
+        shifts.append(_shift(following[2], inner, weight_c))
     for n in range(0, wide, columns):
         parts += [_fragments(m[:, n : n + columns].contiguous()) for m in (c, s) if m is not None]
+        if f is not None:
+            parts.append(_fragments(f[n : n + columns].contiguous()))
     return Packed(
-        torch.cat(parts).to(dtype), torch.cat([second, shift]), a, first,
-        cin, inner, cout, kernel_t, s is not None,
+        torch.cat(parts).to(dtype), torch.cat(shifts), a, first,
+        cin, inner, cout, kernel_t, s is not None, f is not None,
     )  # fmt: skip

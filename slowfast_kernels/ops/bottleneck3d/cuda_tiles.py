@@ -110,10 +110,14 @@ def heuristic(
 
 @dataclass(frozen=True)
 class TailTiles:
-    """What a block of threads of a wide block's second kernel computes: at most 128 output pixels of a frame."""
+    """What a block of threads computes of a wide block at a time: output pixels of a frame.
+
+    whole: all convolutions in one kernel, at most 256 pixels with their halo; else conv_b and conv_c, at most 128.
+    """
 
     height: int
     width: int
+    whole: bool = False
 
 
 def tail_shared_bytes(packed: Packed, tiles: TailTiles, stride: int, dilation: int) -> int:
@@ -121,8 +125,10 @@ def tail_shared_bytes(packed: Packed, tiles: TailTiles, stride: int, dilation: i
     height, width = ((n - 1) * stride + 2 * dilation + 1 for n in (tiles.height, tiles.width))
     rows = 64 if tiles.height * tiles.width <= 64 else 128
     maps = height * width * _pitch(packed.inner) * 2
-    operand = rows * _pitch(-(-packed.cin // 16) * 16) * 2 if packed.shortcut else 0
-    return 3 * 64 * packed.inner * 2 + max(maps, operand) + 8 * rows
+    operands = rows * _pitch(-(-packed.cin // 16) * 16) * 2 if packed.shortcut else 0
+    if packed.chained and packed.inner == 128 and rows == 128:
+        operands += rows * packed.inner * 2
+    return 3 * 64 * packed.inner * 2 + max(maps, operands) + 8 * rows
 
 
 def tail_candidates(
@@ -164,6 +170,73 @@ def tail_heuristic(
         # 64 rows do not use a weight's way into the registers as often as 128 do.
         time = -(-blocks // (processors * resident)) * resident * alone * (rows + 40 + halo / 16)
         if best is None or time < best[0]:
+            best = time, tiles
+    return best[1] if best else None
+
+
+#: Pixels of a halo tile of the kernel for whole wide blocks, and input channels that its ring of stages holds.
+WHOLE_ROWS, WHOLE_CHANNELS = 256, 96
+
+
+def whole_refuses(packed: Packed, stride: int) -> str | None:
+    """Why the kernel for whole wide blocks cannot run this one, or None."""
+    if packed.inner != 64 or packed.kernel_t != 1 or stride != 1:
+        return "expected an inner width of 64, no convolution in time and stride 1"
+    if packed.shortcut and packed.cin > WHOLE_CHANNELS:
+        return f"expected at most {WHOLE_CHANNELS} input channels with a shortcut, got {packed.cin}"
+    return None
+
+
+def whole_shared_bytes(packed: Packed, tiles: TailTiles, dilation: int) -> int:
+    """Shared memory of a block of threads; as whole_shared of bottleneck_whole.cuh counts it."""
+    halo = (tiles.height + 2 * dilation) * (tiles.width + 2 * dilation)
+    steps = -(-packed.cin // 16)
+    weights = steps + 36 + -(-packed.cout // 64) * (4 + (steps if packed.shortcut else 0))
+    return weights * 2048 + halo * _pitch(64) * 2 + 3 * -(-halo // 32) * 32 * 64
+
+
+def whole_candidates(
+    packed: Packed, height: int, width: int, stride: int, dilation: int, shared: int
+) -> list[TailTiles]:
+    """Tiles of the kernel for whole wide blocks worth measuring for frames of height x width results."""
+    if whole_refuses(packed, stride):
+        return []
+    sizes = (1, 2, 4, 6, 7, 8, 10, 12, 14, 16, 28)
+    found = (
+        TailTiles(h, w, True)
+        for h in sorted({min(n, height) for n in sizes})
+        for w in sorted({min(n, width) for n in sizes})
+        if (h + 2 * dilation) * (w + 2 * dilation) <= WHOLE_ROWS
+    )
+    return [t for t in found if whole_shared_bytes(packed, t, dilation) <= shared]
+
+
+def whole_heuristic(
+    packed: Packed,
+    frames: int,
+    height: int,
+    width: int,
+    stride: int,
+    dilation: int,
+    processors: int,
+    shared: int,
+) -> TailTiles | None:
+    """Tiles of the kernel for whole wide blocks, unmeasured; ``frames`` counts those of all clips.
+
+    None where the weights leave room for small tiles only, whose halos are most of the work.
+    Each warp has 32 rows and a quarter of the multiprocessor that it shares with at most one other warp. A byte
+    brought in takes as long as some 20 products.
+    """
+    best: tuple[float, TailTiles] | None = None
+    cin, inner, cout = packed.cin, packed.inner, packed.cout
+    after = 9 * inner * inner + inner * cout + packed.shortcut * cin * cout
+    for tiles in whole_candidates(packed, height, width, stride, dilation, shared):
+        halo = (tiles.height + 2 * dilation) * (tiles.width + 2 * dilation)
+        rounds = -(-(frames * -(-height // tiles.height) * -(-width // tiles.width)) // processors)
+        products = -(-halo // 128) * cin * inner + -(-tiles.height * tiles.width // 128) * after
+        time = rounds * (128 * products + 40 * halo * cin)
+        small = tiles.height * tiles.width < min(64, height * width)
+        if not small and (best is None or time < best[0]):
             best = time, tiles
     return best[1] if best else None
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from ... import _extension, autotune
 from .._registration import define_native, empty_channels_last
 from .cpu import output_shape
 
@@ -83,7 +84,14 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def heuristic(clips: int, frames: int, height: int, width: int, kernel_t: int, processors: int) -> int:
+@dataclass(frozen=True)
+class Segment:
+    """Frames that a block of threads computes."""
+
+    frames: int
+
+
+def heuristic(clips: int, frames: int, height: int, width: int, kernel_t: int, processors: int) -> Segment:
     """Frames of a block of threads, unmeasured, for [clips, cout, frames, height, width] results.
 
     Every segment brings its own weights and, with a long kernel, frames before and behind it.
@@ -91,18 +99,17 @@ def heuristic(clips: int, frames: int, height: int, width: int, kernel_t: int, p
     tiles = clips * -(-height // TILE[0]) * -(-width // TILE[1])
     resident = 3 if kernel_t == 5 else 2
 
-    def time(segment: int) -> float:
-        rounds = -(-tiles * -(-frames // segment) // (processors * resident))
-        return rounds * (min(frames, segment + kernel_t - 1) + 0.7)
+    def time(segment: Segment) -> float:
+        rounds = -(-tiles * -(-frames // segment.frames) // (processors * resident))
+        return rounds * (min(frames, segment.frames + kernel_t - 1) + 0.7)
 
     return min(candidates(frames), key=time)
 
 
-def candidates(frames: int) -> list[int]:
-    """Segments worth measuring."""
-    return sorted(
-        {-(-frames // parts) for parts in (1, 2, 3, 4, 6, 8, 16, 32) if parts <= frames}, reverse=True
-    )
+def candidates(frames: int) -> list[Segment]:
+    """Segments worth measuring, the longest first."""
+    lengths = {-(-frames // parts) for parts in (1, 2, 3, 4, 6, 8, 16, 32) if parts <= frames}
+    return [Segment(n) for n in sorted(lengths, reverse=True)]
 
 
 def run_packed(
@@ -111,19 +118,38 @@ def run_packed(
     out: torch.Tensor,
     *,
     relu: bool = True,
-    config: int | None = None,
+    config: Segment | None = None,
 ) -> torch.Tensor:
     """The stem with its pool into ``out``.
 
     x:      [N, 3, T, H, W], any strides; fastest with adjacent channels and rows at 16-byte boundaries.
     out:    [N, Cout, T, Ho, Wo], channels_last_3d or a channel slice at a multiple of 8.
-    config: frames of a block of threads; by default the heuristic's.
+    config: frames of a block of threads; by default the tuned table's, measured, or the heuristic's.
     """
-    segment = config or heuristic(
-        out.shape[0], out.shape[2], out.shape[3], out.shape[4], packed.kernel_t, _processors(x.device)
+    segment = config or _chosen(x, packed, out, relu)
+    torch.ops.slowfast._stem_run_cuda(
+        x, packed.weights, packed.shift, packed.kernel_t, relu, segment.frames, out
     )
-    torch.ops.slowfast._stem_run_cuda(x, packed.weights, packed.shift, packed.kernel_t, relu, segment, out)
     return out
+
+
+def _chosen(x: torch.Tensor, packed: Packed, out: torch.Tensor, relu: bool) -> Segment:
+    """The segment of a call, found once."""
+    place = (packed.kernel_t, packed.cout, tuple(out.shape), x.dtype, x.device, autotune.is_measuring())
+    if place not in _choices:
+        n, _, t, h, w = out.shape
+        first = heuristic(n, t, h, w, packed.kernel_t, _processors(x.device))
+
+        def run(config: Segment) -> None:
+            run_packed(x, packed, out, relu=relu, config=config)
+
+        key = ("cuda", packed.kernel_t, packed.cout, *out.shape, x.dtype)
+        source = _extension.cuda_source("stem") if x.device.type == "cuda" else ""
+        _choices[place] = autotune.choose("stem3d", key, source, x.device, first, lambda: candidates(t), run)
+    return _choices[place]
+
+
+_choices: dict[tuple[object, ...], Segment] = {}
 
 
 def refuses(

@@ -1,0 +1,296 @@
+// A whole residual block with an inner width of 64 (Slow pathway's res2) in one kernel.
+//
+// Blocks of threads stay: each keeps the weights of all convolutions in shared memory and walks over tiles of
+// output pixels, each of one frame. The block's input comes in chunks of 32 channels through a ring of
+// stages, the next tile's first chunks while this tile is finished. conv_a's result lies in shared memory
+// with the tile's halo, zero outside of the image; conv_b's stays in registers, as the first operand of
+// conv_c. A warp owns 32 pixels of the halo tile, then 32 output pixels.
+//
+// A shortcut's convolution is more products of conv_c. Its operand is the input in the ring, which has to
+// hold all of it, so that nothing is fetched ahead.
+#pragma once
+
+#include "cuda/bottleneck_tile.cuh"
+
+namespace slowfast::cuda {
+
+template <class T>
+struct WholeBlock {
+    const T* x;
+    T* out;
+    const T* weights_a;    // packed
+    const T* weights;      // packed: b, then for every 64 channels c and the shortcut's
+    const float* shift_a;  // of conv_a
+    const float* shifts;   // of b, and of c with the shortcut's
+    int64_t x_pitch, out_pitch;
+    int height, width, cin, cout, dilation;
+    int tile_h, tile_w, tiles;
+};
+
+constexpr int kWholeInner = 64, kWholeThreads = 256, kWholeRows = 256;  // rows: pixels of a halo tile
+constexpr int kWholeChunk = 32, kWholeStages = 3;                       // channels of a stage
+constexpr int kWholeColumns = 64;                                       // of conv_c at a time
+constexpr int kWholeStep = tile::step_elements(kWholeColumns);          // packed weights of 16 products
+constexpr int kWholeStepsB = 9 * kWholeInner / 16, kWholeStepsC = kWholeInner / 16;
+
+struct WholeBlockShared {
+    int halo_w, halo, rows;            // pixels of the halo tile, and that in whole 32s
+    int steps_a, steps_n;              // steps of 16 products: of conv_a, of 64 channels of the result
+    int at_b, at_c, at_maps, at_ring;  // bytes
+    int64_t bytes;
+};
+SF_HOST_DEVICE WholeBlockShared whole_shared(int cin, int cout, bool shortcut, int dilation, int tile_h,
+                                             int tile_w) {
+    WholeBlockShared s;
+    s.halo_w = tile_w + 2 * dilation;
+    s.halo = s.halo_w * (tile_h + 2 * dilation);
+    s.rows = round_up(s.halo, 32);
+    s.steps_a = ceil_div(cin, 16);
+    s.steps_n = kWholeStepsC + (shortcut ? s.steps_a : 0);
+    s.at_b = s.steps_a * kWholeStep * 2;
+    s.at_c = s.at_b + kWholeStepsB * kWholeStep * 2;
+    s.at_maps = s.at_c + ceil_div(cout, kWholeColumns) * s.steps_n * kWholeStep * 2;
+    s.at_ring = s.at_maps + s.halo * tile::row_pitch(kWholeInner) * 2;
+    s.bytes = int64_t(s.at_ring) + kWholeStages * s.rows * kWholeChunk * 2;
+    return s;
+}
+
+// 16-byte unit `unit` of a row of a stage: swapped such that the eight rows of an ldmatrix tile fall into
+// different banks.
+SF_DEVICE int whole_unit(int row, int unit) {
+    return row * kWholeChunk + 8 * (unit ^ (row / 2 % 4));
+}
+
+template <class T, bool Shortcut>
+SF_KERNEL SF_LAUNCH_BOUNDS(kWholeThreads, 1) void whole_kernel(const WholeBlock<T> p) {
+    constexpr int kPitch = tile::row_pitch(kWholeInner), kTiles = kWholeInner / 8;
+    constexpr int kUnits = kWholeChunk / 8, kRowsOnce = kWholeThreads / kUnits;
+    constexpr int kRowsEach = kWholeRows / kRowsOnce;
+    const WholeBlockShared s = whole_shared(p.cin, p.cout, Shortcut, p.dilation, p.tile_h, p.tile_w);
+    unsigned char* shared = dynamic_shared<unsigned char>();
+    T* weights_a = reinterpret_cast<T*>(shared);
+    T* weights_b = reinterpret_cast<T*>(shared + s.at_b);
+    T* weights_c = reinterpret_cast<T*>(shared + s.at_c);
+    T* maps = reinterpret_cast<T*>(shared + s.at_maps);
+    T* ring = reinterpret_cast<T*>(shared + s.at_ring);
+    const int stage = s.rows * kWholeChunk;  // elements
+
+    const int tiles_w = ceil_div(p.width, p.tile_w), tiles_h = ceil_div(p.height, p.tile_h);
+    const int chunks = ceil_div(p.cin, kWholeChunk);
+    const int outputs = p.tile_h * p.tile_w;
+
+    // What this thread fetches: its rows of tile `to_fetch`, chunk by chunk.
+    const int unit = thread_x() % kUnits, fetch_row = thread_x() / kUnits;
+    int to_fetch = block_x(), chunk_to_fetch = 0, fetched = 0;
+    const T* fetch_from = p.x;
+    int fetch_at[kRowsEach];
+    auto fetch = [&] {
+        if (to_fetch < p.tiles) {
+            if (chunk_to_fetch == 0) {
+                const int y0 = to_fetch / tiles_w % tiles_h * p.tile_h - p.dilation;
+                const int v0 = to_fetch % tiles_w * p.tile_w - p.dilation;
+                fetch_from =
+                    p.x + int64_t(to_fetch / tiles_w / tiles_h) * p.height * p.width * p.x_pitch + 8 * unit;
+                SF_UNROLL
+                for (int i = 0; i < kRowsEach; ++i) {
+                    const int row = fetch_row + i * kRowsOnce;
+                    const int y = y0 + row / s.halo_w, v = v0 + row % s.halo_w;
+                    const bool inside = row < s.halo && y >= 0 && y < p.height && v >= 0 && v < p.width;
+                    fetch_at[i] = inside ? y * p.width + v : -1;
+                }
+            }
+            const int channel = chunk_to_fetch * kWholeChunk;
+            const bool has = channel + 8 * unit < p.cin;
+            T* to = ring + fetched % kWholeStages * stage;
+            SF_UNROLL
+            for (int i = 0; i < kRowsEach; ++i) {
+                const int row = fetch_row + i * kRowsOnce;
+                const bool valid = has && fetch_at[i] >= 0;
+                if (row < s.rows) {
+                    cp_async16(to + whole_unit(row, unit),
+                               valid ? fetch_from + fetch_at[i] * p.x_pitch + channel : p.x, valid);
+                }
+            }
+            if (++chunk_to_fetch == chunks) {
+                chunk_to_fetch = 0;
+                to_fetch += grid_dim_x();
+            }
+        }
+        ++fetched;
+        cp_async_commit();
+    };
+
+    // Weights: of conv_c and the shortcut only the steps that hold products.
+    auto bring = [&](T* to, const T* from, int elements) {
+        for (int i = 8 * thread_x(); i < elements; i += 8 * kWholeThreads) cp_async16(to + i, from + i);
+    };
+    bring(weights_a, p.weights_a, s.steps_a * kWholeStep);
+    bring(weights_b, p.weights, kWholeStepsB * kWholeStep);
+    {
+        const int packed = Shortcut ? kWholeStepsC + round_up(s.steps_a, kWholeStepsC) : kWholeStepsC;
+        const T* from = p.weights + kWholeStepsB * kWholeStep;
+        for (int n = 0; n < ceil_div(p.cout, kWholeColumns); ++n) {
+            bring(weights_c + n * s.steps_n * kWholeStep, from + int64_t(n) * packed * kWholeStep,
+                  s.steps_n * kWholeStep);
+        }
+    }
+    cp_async_commit();
+    if constexpr (!Shortcut) {
+        SF_UNROLL
+        for (int i = 0; i < kWholeStages - 1; ++i) fetch();
+    }
+
+    const int warp_row = 32 * warp(), group = lane() / 4, quarter = lane() % 4;
+    const bool has_halo = warp_row < s.halo, has_output = warp_row < outputs;
+    int window[2];  // first pixel, in the halo tile, of the window of ldmatrix's row
+    SF_UNROLL
+    for (int m = 0; m < 2; ++m) {
+        const int row = warp_row + 16 * m + lane() % 16;
+        window[m] = row < outputs ? row / p.tile_w * s.halo_w + row % p.tile_w : 0;
+    }
+    const int centre = p.dilation * (s.halo_w + 1);
+
+    int used = 0;  // chunks
+    for (int tile_id = block_x(); tile_id < p.tiles; tile_id += grid_dim_x()) {
+        const int64_t frame = tile_id / tiles_w / tiles_h;
+        const int out_y = tile_id / tiles_w % tiles_h * p.tile_h, out_x = tile_id % tiles_w * p.tile_w;
+        if constexpr (Shortcut) {
+            syncthreads();  // the tile before is done with the ring
+            for (int i = 0; i < chunks; ++i) fetch();
+            used = fetched - chunks;
+            cp_async_wait<0>();
+            syncthreads();
+        }
+        {  // conv_a
+            float acc[2][kTiles][4];
+            tile::clear(acc);
+            for (int chunk = 0; chunk < chunks; ++chunk, ++used) {
+                if constexpr (!Shortcut) {
+                    cp_async_wait<kWholeStages - 2>();
+                    syncthreads();
+                    fetch();
+                }
+                if (has_halo) {
+                    const T* from = ring + used % kWholeStages * stage;
+                    SF_UNROLL
+                    for (int k = 0; k < kWholeChunk / 16; ++k) {
+                        const int step = chunk * (kWholeChunk / 16) + k;
+                        if (step < s.steps_a) {
+                            const T* rows[2];
+                            SF_UNROLL
+                            for (int m = 0; m < 2; ++m) {
+                                rows[m] =
+                                    from + whole_unit(warp_row + 16 * m + lane() % 16, 2 * k + lane() / 16);
+                            }
+                            tile::multiply16<T, 2, kTiles>(acc, rows, weights_a + step * kWholeStep);
+                        }
+                    }
+                }
+            }
+            SF_UNROLL
+            for (int i = 0; i < 4; ++i) {
+                const int row = warp_row + 8 * i + group;
+                if (row < s.halo) {
+                    const int y = out_y - p.dilation + row / s.halo_w;
+                    const int v = out_x - p.dilation + row % s.halo_w;
+                    const bool inside = y >= 0 && y < p.height && v >= 0 && v < p.width;
+                    SF_UNROLL
+                    for (int q = 0; q < 2; ++q) {
+                        const int channel = 32 * q + 8 * quarter;
+                        auto v8 = tile::finished<T>(tile::row_of<4>(acc[i / 2], i % 2, 4 * q),
+                                                    p.shift_a + channel, static_cast<const T*>(nullptr));
+                        store(maps + row * kPitch + channel, inside ? v8 : Vec<T, 8>{});
+                    }
+                }
+            }
+        }
+        syncthreads();
+        if (!has_output) continue;  // meets the others at the next tile's first barrier
+        uint32_t middle[2][kWholeStepsC][4];
+        {  // conv_b
+            float acc[2][kTiles][4];
+            tile::clear(acc);
+            const T* rows[2] = {maps + window[0] * kPitch + lane() / 16 * 8,
+                                maps + window[1] * kPitch + lane() / 16 * 8};
+            const T* weights = weights_b;
+            for (int tap = 0; tap < 9; ++tap, weights += kWholeStepsC * kWholeStep) {
+                const int tap_at = (tap / 3 * s.halo_w + tap % 3) * p.dilation * kPitch;
+                SF_UNROLL
+                for (int k = 0; k < kWholeStepsC; ++k) {
+                    const T* shifted[2] = {rows[0] + tap_at + 16 * k, rows[1] + tap_at + 16 * k};
+                    tile::multiply16<T, 2, kTiles>(acc, shifted, weights + k * kWholeStep);
+                }
+            }
+            SF_UNROLL
+            for (int m = 0; m < 2; ++m) tile::to_operand<T, kTiles>(middle[m], acc[m], p.shifts);
+        }
+        // conv_c
+        int pixel[4];  // of the frame, or -1
+        SF_UNROLL
+        for (int i = 0; i < 4; ++i) {
+            const int row = warp_row + 8 * i + group;
+            const int y = out_y + row / p.tile_w, v = out_x + row % p.tile_w;
+            pixel[i] = row < outputs && y < p.height && v < p.width ? y * p.width + v : -1;
+        }
+        const int64_t frame_at = frame * p.height * p.width;
+        const T* x = p.x + frame_at * p.x_pitch;
+        T* out = p.out + frame_at * p.out_pitch;
+        const T* weights = weights_c;
+        for (int n = 0; n < p.cout; n += kWholeColumns) {
+            Vec<T, 8> residual[4][2];
+            if constexpr (!Shortcut) {  // on its way while the products are formed
+                SF_UNROLL
+                for (int i = 0; i < 4; ++i) {
+                    SF_UNROLL
+                    for (int q = 0; q < 2; ++q) {
+                        const int channel = n + 32 * q + 8 * quarter;
+                        const bool valid = pixel[i] >= 0 && channel < p.cout;
+                        residual[i][q] =
+                            valid ? load_readonly<8>(x + pixel[i] * p.x_pitch + channel) : Vec<T, 8>{};
+                    }
+                }
+            }
+            float acc[2][8][4];
+            tile::clear(acc);
+            SF_UNROLL
+            for (int k = 0; k < kWholeStepsC; ++k, weights += kWholeStep) {
+                uint32_t b[8][2];
+                tile::load_weights<8>(b, weights);
+                SF_UNROLL
+                for (int m = 0; m < 2; ++m) {
+                    SF_UNROLL
+                    for (int j = 0; j < 8; ++j) mma_m16n8k16<T>(acc[m][j], middle[m][k], b[j]);
+                }
+            }
+            if constexpr (Shortcut) {
+                const int first = used - chunks;
+                for (int step = 0; step < s.steps_a; ++step, weights += kWholeStep) {
+                    const T* from = ring + (first + step / 2) % kWholeStages * stage;
+                    const T* rows[2] = {from + whole_unit(window[0] + centre, 2 * (step % 2) + lane() / 16),
+                                        from + whole_unit(window[1] + centre, 2 * (step % 2) + lane() / 16)};
+                    tile::multiply16<T, 2, 8>(acc, rows, weights);
+                }
+            }
+            SF_UNROLL
+            for (int i = 0; i < 4; ++i) {
+                SF_UNROLL
+                for (int q = 0; q < 2; ++q) {
+                    const int channel = n + 32 * q + 8 * quarter;
+                    if (pixel[i] >= 0 && channel < p.cout) {
+                        const auto sum = tile::row_of<4>(acc[i / 2], i % 2, 4 * q);
+                        const float* shift = p.shifts + kWholeInner + channel;
+                        if constexpr (Shortcut) {
+                            store(out + pixel[i] * p.out_pitch + channel,
+                                  tile::finished<T>(sum, shift, static_cast<const T*>(nullptr)));
+                        } else {
+                            store(out + pixel[i] * p.out_pitch + channel,
+                                  tile::finished<T>(sum, shift, residual[i][q]));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+}  // namespace slowfast::cuda
