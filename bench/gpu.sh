@@ -11,14 +11,14 @@ usage: bench/gpu.sh [OUT] [--dry-run] [--skip PART]... [--only PART]... [options
 
 Checks every kernel of the library on the NVIDIA GPU of this machine, then measures ceilings, ops, parts of the
 network and the whole model against cuDNN, torch.compile and torchvision. Needs a Python with CUDA torch and
-numpy and tqdm; uses triton, torchvision, pytest, matplotlib and compute-sanitizer where they are there. Needs no
-network and no installed package, changes no setting of the GPU, ends within ten minutes.
+numpy; uses triton, torchvision, pytest, matplotlib and compute-sanitizer where they are there. Needs no network
+and no installed package, changes no setting of the GPU, ends within ten minutes, building the library included.
 
 Results come into OUT (default: build/gpu-results): gpu.json, gpu.md, speedups.png, roofline.png, log.txt. They are
-rewritten after each part, so that a run that is stopped keeps what it has.
+rewritten while it runs, so that a run that is stopped keeps what it has.
 
-The CUDA library is slowfast_kernels/_lib/libslowfast_cuda.so if it is there; otherwise it is built with nvcc
-(through cmake if there is one). Without either the CUDA provider is reported as missing and the rest is run.
+The CUDA library is slowfast_kernels/_lib/libslowfast_cuda.so if it is there; otherwise it is built with nvcc.
+Without either the CUDA provider is reported as missing and the rest is run.
 
 before the run:
   PYTHON=...        the Python to use (default: .venv/bin/python, then python3: the first that has CUDA torch)
@@ -68,9 +68,7 @@ if [ -z "$python" ]; then
     die "no Python whose torch sees a CUDA device among ${candidates[*]}: set PYTHON="
 fi
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || die "$python is older than Python 3.11"
-for package in numpy tqdm; do
-    "$python" -c "import $package" 2>/dev/null || die "$python has no $package"
-done
+"$python" -c 'import numpy' 2>/dev/null || die "$python has no numpy"
 
 # --- the package without installing it ---------------------------------------------------------------------------
 # models/ and bench/ are the package's sub-packages: a folder of links puts them where an installation would.
@@ -83,6 +81,20 @@ for entry in "$root"/slowfast_kernels/*; do
 done
 ln -s "$root/models" "$path/slowfast_kernels/models"
 ln -s "$root/bench" "$path/slowfast_kernels/bench"
+# Progress bars are not worth a package: where there is none, this takes its place.
+if ! "$python" -c 'import tqdm' 2>/dev/null; then
+    cat >"$path/tqdm.py" <<'PY'
+class tqdm:
+    def __init__(self, iterable=(), *_, **__):
+        self.iterable = iterable
+
+    def __iter__(self):
+        return iter(self.iterable)
+
+    def __getattr__(self, name):
+        return lambda *_, **__: None
+PY
+fi
 export PYTHONPATH="$path${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
 
 if [ "$help" = 1 ]; then
@@ -97,38 +109,32 @@ fi
 # --- the CUDA library ----------------------------------------------------------------------------------------------
 library=$root/slowfast_kernels/_lib/libslowfast_cuda.so
 
-# For the GPU that is here only; a release builds for several.
-target() {
-    local capability
-    capability=$("$python" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')
-    [ "$capability" = 90 ] && capability=90a
-    echo "-gencode arch=compute_$capability,code=sm_$capability"
-}
+# nvcc is often installed and not on the PATH.
+for home in "${CUDA_HOME:-}" /usr/local/cuda; do
+    if ! command -v nvcc >/dev/null && [ -n "$home" ] && [ -x "$home/bin/nvcc" ]; then export PATH="$PATH:$home/bin"; fi
+done
 
-with_cmake() {
-    local generator=() jobs
-    jobs=$(nproc)
-    command -v ninja >/dev/null && generator=(-G Ninja)
-    cmake -S "$root" -B "$root/build/gpu" "${generator[@]}" -DCMAKE_BUILD_TYPE=Release -DSLOWFAST_CUDA=ON \
-        -DPython_EXECUTABLE="$python" -DSLOWFAST_TORCH_DIR="$torch" &&
-        cmake --build "$root/build/gpu" --target slowfast_cuda -j "$jobs"
-}
-
-# The same as csrc/cuda/CMakeLists.txt does, for machines without cmake or Python's headers.
+# What csrc/cuda/CMakeLists.txt does, on every core and for one target; needs neither cmake nor Python's headers.
+# A library half written would look like a whole one: it moves to its place when it is done.
 with_nvcc() {
     local objects=$root/build/gpu-nvcc flags
+    rm -rf "$objects"
     mkdir -p "$objects" "${library%/*}"
     flags="-std=c++17 -O3 -DNDEBUG -DUSE_CUDA -DTORCH_TARGET_VERSION=0x020b000000000000 -I$root/csrc"
-    flags="$flags -isystem $torch/include -Xcompiler -fPIC,-fvisibility=hidden $(target)"
-    find "$root/csrc/cuda" "$root/csrc/bindings" -name '*.cu' -o -name 'cuda*.cpp' | sort |
-        FLAGS=$flags OBJECTS=$objects xargs -P "$(nproc)" -I{} bash -c \
+    flags="$flags -isystem $torch/include -Xcompiler -fPIC,-fvisibility=hidden $target"
+    # the largest first, so that none of them begins when the others are done
+    find "$root/csrc/cuda" "$root/csrc/bindings" \( -name '*.cu' -o -name 'cuda*.cpp' \) -printf '%s %p\n' |
+        sort -rn | cut -d' ' -f2- |
+        FLAGS=$flags OBJECTS=$objects timeout 400 xargs -P "$(nproc)" -I{} bash -c \
             'nvcc $FLAGS -c "$1" -o "$OBJECTS/$(basename "$1").o" || exit 255' _ {} || return 1
-    nvcc -shared -cudart static -o "$library" "$objects"/*.o -L"$torch/lib" \
-        -Xlinker --no-as-needed -ltorch_cpu -ltorch -lc10
+    nvcc -shared -cudart static -o "$library.new" "$objects"/*.o -L"$torch/lib" \
+        -Xlinker --no-as-needed -ltorch_cpu -ltorch -lc10 && mv "$library.new" "$library" || return 1
+    # tiles measured with it are good for these sources
+    "$python" "$root/csrc/cuda/resources.py" sources "${library%/*}/cuda_sources.json" "$root/csrc/cuda"
 }
 
+broken=0
 if [ "$dry" = 0 ]; then
-    torch=$("$python" -c 'import os, torch; print(os.path.dirname(torch.__file__))')
     if [ "$build" = never ] || { [ "$build" = auto ] && [ -e "$library" ]; }; then
         if [ -e "$library" ]; then
             echo "CUDA library: $library"
@@ -142,16 +148,17 @@ if [ "$dry" = 0 ]; then
     else
         begin=$SECONDS built=0
         log=$(mktemp)
-        echo "CUDA library: building for $(target)"
-        if command -v cmake >/dev/null; then
-            with_cmake >"$log" 2>&1 && built=1 || echo "  cmake failed ($(tail -n 1 "$log")): trying nvcc alone"
-        else
-            echo "  no cmake here: nvcc alone"
-        fi
-        if [ "$built" = 0 ]; then with_nvcc >"$log" 2>&1 && built=1 || true; fi
+        # For the GPU that is here only; a release builds for several.
+        read -r capability torch < <("$python" -c 'import os, torch
+print("%d%d" % torch.cuda.get_device_capability(), os.path.dirname(torch.__file__))')
+        [ "$capability" != 90 ] || capability=90a
+        target="-gencode arch=compute_$capability,code=sm_$capability"
+        echo "CUDA library: building for sm_$capability"
+        with_nvcc >"$log" 2>&1 && built=1 || true
         if [ "$built" = 1 ]; then
             echo "  built in $((SECONDS - begin)) s"
         else
+            broken=1
             echo "  not built; the provider 'cuda' is missing. The end of what nvcc said:"
             tail -n 15 "$log"
         fi
@@ -160,5 +167,9 @@ if [ "$dry" = 0 ]; then
 fi
 
 status=0
-"$python" -m slowfast_kernels.bench.gpu ${arguments[@]+"${arguments[@]}"} || status=$?
+SLOWFAST_BENCH_SPENT=$SECONDS "$python" -m slowfast_kernels.bench.gpu ${arguments[@]+"${arguments[@]}"} || status=$?
+if [ "$broken" = 1 ] && [ "$status" = 0 ]; then
+    echo "FAILED: the CUDA library was not built"
+    status=1
+fi
 exit "$status"

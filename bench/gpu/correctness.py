@@ -11,8 +11,10 @@ import itertools
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,9 @@ PROVIDERS = ("triton", "cuda")
 #: Relative L2 error of float32 results: the project's limit; of TF32 products, about 3e-4 each.
 BOUNDS = {"fp32": 1e-5, "tf32": 2e-3}
 
+#: The same of gradients.
+GRADIENTS = {"fp32": 1e-5, "bf16": 2e-2}
+
 #: Ops with a gradient of their own.
 DIFFERENTIABLE = ("roi_align3d", "roi_head_pool")
 
@@ -42,20 +47,23 @@ Verdict = dict[str, Any]
 
 
 def items(machine: Machine) -> list[Item]:
-    """One item for each op and provider, the GPU tests, the sanitizer."""
+    """The GPU tests, the sanitizer, one item for each op, provider and kind of numbers."""
     setting = machine.setting
     torch.backends.cudnn.benchmark = False  # hundreds of shapes, each computed once
-    found = []
-    for op in _ops(setting.op):
-        for provider in PROVIDERS:
+    found = [
+        Item("pytest", lambda: [run_pytest(machine)], alone=True),
+        Item("sanitizer", lambda: [run_sanitizer(machine)], alone=True),
+    ]
+    # TF32's exact answer is float32's; a dry run's calls are few.
+    kinds = [("bf16", "fp16", "fp32", "tf32")] if machine.dry else [("bf16",), ("fp32", "tf32"), ("fp16",)]
+    for dtypes in kinds:
+        for provider, op in itertools.product(PROVIDERS, _ops(setting.op)):
             found.append(
                 Item(
-                    f"{op} {provider}",
-                    lambda op=op, p=provider: [check_op(machine, op, p, _cases(machine, op))],
+                    " ".join([op, provider, *(() if machine.dry else dtypes)]),
+                    lambda op=op, p=provider, d=dtypes: [check_op(machine, op, p, _cases(machine, op), d)],
                 )
             )
-    found.append(Item("pytest", lambda: [run_pytest(machine)]))
-    found.append(Item("sanitizer", lambda: [run_sanitizer(machine)]))
     return found
 
 
@@ -115,7 +123,7 @@ def check_op(
                     peer = _call(op, args)
             _check_call(machine, op, provider, case, dtype, args, exact, peer, record)
     if op in DIFFERENTIABLE:
-        _check_gradient(machine, op, provider, cases, record)
+        _check_gradient(machine, op, provider, cases, record, [d for d in GRADIENTS if d in dtypes])
     return record
 
 
@@ -191,12 +199,16 @@ def _check_values(got: list[Tensor], exact: list[Tensor], peer: list[Tensor], dt
             testing.assert_no_worse(g, p, e, what=what)
 
 
-def _check_gradient(machine: Machine, op: str, provider: str, cases: Sequence[Case], record: Verdict) -> None:
+def _check_gradient(
+    machine: Machine, op: str, provider: str, cases: Sequence[Case], record: Verdict, dtypes: Sequence[str]
+) -> None:
     """Gradients of the feature maps against float64, and the same bits twice."""
-    bounds = {"fp32": 1e-5, "bf16": 2e-2}
     for case in [c for c in cases if c.real][:2] + [c for c in cases if c.edge][:2]:
-        for dtype, bound in bounds.items():
-            what = f"{case.name}, gradient, {dtype}"
+        for dtype in dtypes:
+            if machine.item_late():
+                record["not_reached"] += 1
+                continue
+            bound, what = GRADIENTS[dtype], f"{case.name}, gradient, {dtype}"
             args = machine.small(case)(dtype)
             wide = _gradients(op, testing.to_float64(args), "reference")
             machine.poison()
@@ -232,12 +244,8 @@ def _gradients(op: str, call: Args, provider: str) -> list[Tensor]:
 # --- pytest and compute-sanitizer ----------------------------------------------------------------------------
 
 
-def _environment(**more: str) -> dict[str, str]:
-    return {**os.environ, **more}
-
-
-def run_pytest(machine: Machine, seconds: float = 75.0) -> Verdict:
-    """The tests marked ``gpu``, in a process of their own."""
+def run_pytest(machine: Machine) -> Verdict:
+    """The tests marked ``gpu``, in a process of their own, as far as the part's time allows."""
     record: Verdict = {"what": "pytest -m gpu", "passed": 0, "failures": [], "missing": None}
     root = Path(harness.__file__).resolve().parents[1]
     tests = root / machine.setting.tests
@@ -247,34 +255,55 @@ def run_pytest(machine: Machine, seconds: float = 75.0) -> Verdict:
         return record | {"missing": "pytest is not installed: the checks above stand alone"}
     if not tests.exists():
         return record | {"missing": f"no tests beside this package ({tests})"}
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "-p", "no:cacheprovider", "--color=no"]
     command += ["--continue-on-collection-errors", str(tests)]
-    try:
-        done = subprocess.run(
-            command, cwd=root, capture_output=True, text=True, timeout=seconds, env=_environment()
-        )
-    except subprocess.TimeoutExpired:
-        return record | {"failures": [f"did not end within {seconds:.0f} s"]}
-    (Path(machine.setting.out) / "pytest.txt").write_text(done.stdout + done.stderr)
-    last = (done.stdout.strip().splitlines() or ["no output"])[-1].strip("= ")
+    seconds = _time_for(machine)
+    code, text = _output(command, seconds, Path(machine.setting.out) / "pytest.txt", cwd=root)
+    record["passed"] = len(re.findall(r" PASSED\b", text))
+    lines = [line for line in text.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    if code is None:
+        lines += re.findall(r"^(\S+::.* (?:FAILED|ERROR))\b", text, re.MULTILINE)
+        summary = f"stopped after {seconds:.0f} s, {record['passed']} passed by then"
+        return record | {"summary": summary, "failures": lines, "missing": None if lines else summary}
+    last = (text.strip().splitlines() or ["no output"])[-1].strip("= ")
     record["summary"] = last
-    counted = re.search(r"(\d+) passed", last)
-    record["passed"] = int(counted.group(1)) if counted else 0
-    if done.returncode == 5:  # nothing collected
+    if code == 5:  # nothing collected
         return record | {"missing": "no test is marked gpu"}
-    if done.returncode != 0:
-        text = done.stdout + done.stderr
-        lines = [line for line in text.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    if code != 0:
         # A package that only some tests need is no fault of the kernels.
         wrong = [line for line in lines if "No module named" not in line]
         absent = sorted(set(re.findall(r"No module named '([\w.]+)'", text)))
-        if absent and not wrong:
+        if absent and (not wrong or "ImportError while loading conftest" in text):
             return record | {"missing": f"some tests need {', '.join(absent)}, not installed ({last})"}
-        record["failures"] = wrong or [f"pytest ended with {done.returncode}: {last}"]
+        record["failures"] = wrong or [f"pytest ended with {code}: {last}"]
     return record
 
 
-def run_sanitizer(machine: Machine, seconds: float = 60.0) -> Verdict:
+def _time_for(machine: Machine) -> float:
+    """Seconds that a process of its own may take: what the part has left, less what it takes to say so."""
+    return max(10.0, min(300.0, machine.deadline - time.monotonic() - 2))
+
+
+def _output(command: Sequence[str], seconds: float, log: Path, **more: Any) -> tuple[int | None, str]:
+    """(exit status or None where it was stopped, what it printed), kept in ``log`` as well. What the command itself
+    started ends with it."""
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, **more
+        )
+        code: int | None = None
+        try:
+            code = process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    return code, log.read_text(errors="replace")
+
+
+def run_sanitizer(machine: Machine) -> Verdict:
     """compute-sanitizer's memcheck over the smallest call of every op, each tensor in memory of its own."""
     record: Verdict = {"what": "compute-sanitizer", "passed": 0, "failures": [], "missing": None}
     homes = [Path(h) / "bin" for h in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if h]
@@ -283,31 +312,26 @@ def run_sanitizer(machine: Machine, seconds: float = 60.0) -> Verdict:
     )
     if tool is None:
         return record | {"missing": "compute-sanitizer is not installed"}
-    command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-m", __spec__.name]
+    # Triton's compiler runs as a process of its own, which is not to be watched.
+    command = [tool, "--tool", "memcheck", "--target-processes", "application-only", "--print-limit", "20"]
+    command += ["--error-exitcode", "9", sys.executable, "-m", __spec__.name]
     if machine.dry:
         command.append("--dry-run")
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-            env=_environment(PYTORCH_NO_CUDA_MEMORY_CACHING="1"),
-        )
-    except subprocess.TimeoutExpired:
-        return record | {"missing": f"did not end within {seconds:.0f} s"}
-    text = done.stdout + done.stderr
-    (Path(machine.setting.out) / "sanitizer.txt").write_text(text)
-    if "not supported" in text or "Unable to find" in text:
-        found = next(
-            line for line in text.splitlines() if "not supported" in line or "Unable to find" in line
-        )
-        return record | {"missing": f"compute-sanitizer does not work here: {found.strip('= ')}"}
+    seconds = _time_for(machine)
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    code, text = _output(command, seconds, Path(machine.setting.out) / "sanitizer.txt", env=environment)
+    record["passed"] = text.count("\nchecked ")
+    faults = list(_reports(text))
+    accesses = [line for line in faults if "Invalid __" in line or "Misaligned" in line]
+    if code is None:
+        summary = f"stopped after {seconds:.0f} s, {record['passed']} calls checked by then"
+        return record | {"summary": summary, "failures": faults, "missing": None if faults else summary}
+    broken = re.search(r"^=+ (.*(?:not supported|Unable to find|LibraryNotLoaded).*)$", text, re.MULTILINE)
+    if broken and not accesses:
+        return record | {"passed": 0, "missing": f"compute-sanitizer does not work here: {broken.group(1)}"}
     record["summary"] = next((x.strip("= ") for x in text.splitlines() if "ERROR SUMMARY" in x), "no summary")
-    if done.returncode == 0:
-        record["passed"] = text.count("\nchecked ")
-    else:
-        record["failures"] = list(_reports(text)) or [f"ended with {done.returncode}: {record['summary']}"]
+    if code != 0:
+        record["failures"] = faults or [f"ended with {code}: {record['summary']}"]
     return record
 
 
@@ -332,12 +356,15 @@ def small_calls(machine: Machine) -> int:
             try:
                 with backends.use_backend(provider), torch.no_grad():
                     _call(op, args)
+                if op in DIFFERENTIABLE:
+                    _gradients(op, args, provider)
                 machine.synchronize()
             except RuntimeError as error:
                 if "cannot run here" not in str(error):
                     raise
                 continue
             sys.stdout.write(f"\nchecked {op} {provider}\n")
+            sys.stdout.flush()
     return 0
 
 

@@ -32,7 +32,13 @@ DTYPES = {
 }
 
 #: A sample takes at least this long, so that two events' own cost vanishes.
-SAMPLE_SECONDS = 1e-3
+SAMPLE_SECONDS = 2e-3
+
+#: A graph holds at least this many calls: starting one costs some microseconds, as much as a small kernel takes.
+GRAPH_CALLS = 12
+
+#: Every comparison begins with so many seconds of its own work: an idle GPU's clocks are low.
+SETTLE_SECONDS = 0.15
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ class Setting:
     case: str | None = None
     limit: int = 0  # at most this many calls of each op; 0 = all
     items: int = 0  # at most this many items of each part; 0 = all
+    share: tuple[int, int] = (0, 1)  # (i, n): this process takes every n-th item from the i-th on
     rounds: int = 21
     tests: str = "tests"  # what `pytest -m gpu` is given
     out: str = "."
@@ -68,6 +75,7 @@ class Contender:
     runs: callables that compute it on different inputs of the same shapes, so that a cache as large as one set
           does not hold them all.
     graph: whether the calls may be captured in a CUDA graph.
+    unroll: whether a graph of few calls may make them several times over.
     """
 
     name: str
@@ -75,6 +83,7 @@ class Contender:
     ours: bool = False
     graph: bool = True
     note: str = ""
+    unroll: bool = True
 
 
 @dataclass
@@ -125,6 +134,16 @@ class Machine:
             yield
 
     @contextlib.contextmanager
+    def unmeasured(self) -> Iterator[None]:
+        """The block's convolutions are computed once: cuDNN takes its first choice instead of timing them all."""
+        before = torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = False
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.benchmark = before
+
+    @contextlib.contextmanager
     def arithmetic(self, dtype: str) -> Iterator[None]:
         """How float32 values are multiplied inside the block, by cuDNN, cuBLAS and our kernels alike."""
         tf32 = dtype == "tf32"
@@ -155,13 +174,21 @@ class Machine:
         if not self.dry:
             torch.cuda.empty_cache()
 
-    def poison(self) -> None:
-        """Fill the memory that the allocator will hand out next with NaN, whoever asks for it."""
+    def poison(self, nbytes: int = 256 << 20) -> None:
+        """Fill the memory that the allocator will hand out next with NaN, whoever asks for it: one block that large
+        requests are cut from, and many small ones."""
         if not self.dry:
-            large = [torch.full((16 << 20,), math.nan, device=self.device) for _ in range(4)]
+            free, _ = torch.cuda.mem_get_info()
+            large = torch.full((min(nbytes, free // 4) // 4,), math.nan, device=self.device)
             small = [torch.full((64 << 10,), math.nan, device=self.device) for _ in range(64)]
             self.synchronize()
             del large, small
+
+    def poison_everything(self) -> None:
+        """The same after what the allocator keeps went back: a block that an earlier contender filled rightly would
+        hide what a later one forgets to write."""
+        self.tidy()
+        self.poison(8 << 30)
 
     # --- inputs --------------------------------------------------------------------------------------------
 
@@ -197,6 +224,24 @@ class Machine:
 
     # --- timing --------------------------------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def captured(self) -> Iterator[torch.cuda.CUDAGraph]:
+        """Capture the block in a graph, on the session's stream. Where that fails it raises, and later captures work:
+        PyTorch by itself leaves the allocator in the belief that the failed one goes on."""
+        graph, pool, index = (
+            torch.cuda.CUDAGraph(),
+            torch.cuda.graph_pool_handle(),
+            torch.cuda.current_device(),
+        )
+        try:
+            with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
+                yield graph
+        except BaseException:
+            with contextlib.suppress(RuntimeError, AttributeError):  # it was over already
+                torch._C._cuda_endAllocateToPool(index, pool)
+                torch._C._cuda_releasePool(index, pool)
+            raise
+
     def prepare(self, contender: Contender) -> Prepared:
         """Warm a contender up and capture it where that is allowed; a failed capture is kept as a note."""
         runs, note = contender.runs, contender.note
@@ -210,22 +255,26 @@ class Machine:
         self.synchronize()
         if self.dry or not contender.graph:
             return Prepared(all_of_them, len(runs), False, note)
-        graph = torch.cuda.CUDAGraph()
+        times = math.ceil(GRAPH_CALLS / len(runs)) if contender.unroll else 1
         try:
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                all_of_them()
+            with self.captured() as graph:
+                for _ in range(times):
+                    all_of_them()
             graph.replay()
             self.synchronize()
         except RuntimeError as error:
             self.synchronize()  # raises where more than the capture is broken
-            reason = f"no graph: {first_line(error)}"
+            # the end of a broken capture only says that it was broken; before it stands why
+            reason = f"no graph: {first_line(error.__context__ or error)}"
             return Prepared(all_of_them, len(runs), False, f"{note}; {reason}" if note else reason)
-        return Prepared(graph.replay, len(runs), True, note)
+        return Prepared(graph.replay, times * len(runs), True, note)
 
     def compare(self, prepared: dict[str, Prepared], rounds: int | None = None) -> harness.Comparison:
         """Time contenders side by side: every round takes one sample of each, in a new random order."""
         rounds = rounds or self.setting.rounds
         rounds = 1 if self.dry else rounds
+        if not self.dry:
+            self._settle(prepared)
         for one in () if self.dry else prepared.values():
             seconds = self._sample(one) * one.calls
             one.repeats = max(1, min(1000, round(SAMPLE_SECONDS / max(seconds, 1e-7))))
@@ -243,6 +292,14 @@ class Machine:
         return harness.Comparison(
             {n: harness.Timing(n, tuple(samples[n]), p.repeats * p.calls) for n, p in prepared.items()}
         )
+
+    def _settle(self, prepared: dict[str, Prepared]) -> None:
+        """Keep the device busy until its clocks are those of work, and not of waiting."""
+        begin = time.monotonic()
+        while prepared and time.monotonic() - begin < SETTLE_SECONDS:
+            for one in prepared.values():
+                one.replay()
+            self.synchronize()
 
     def _sample(self, one: Prepared) -> float:
         """Seconds of one call."""
@@ -276,9 +333,8 @@ class Replayed:
         machine.synchronize()
         if machine.dry:
             return
-        self._graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(self._graph, stream=machine._stream, capture_error_mode="thread_local"):
+            with machine.captured() as self._graph:
                 self._output = function(*self._inputs)
         except RuntimeError:
             machine.synchronize()

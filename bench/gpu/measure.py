@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +13,18 @@ import torch
 from torch import Tensor
 
 from slowfast_kernels.bench import harness
+from slowfast_kernels.bench.gpu import kernels
 from slowfast_kernels.bench.gpu.machine import Contender, Machine, Prepared, detached, first_line
+from slowfast_kernels.testing import poisoned_memory
 
 #: Error that is always allowed, by arithmetic; beyond it twice the error of plain PyTorch in the same type.
 FLOORS = {"fp32": 1e-4, "tf32": 2e-3, "fp16": 1e-3, "bf16": 4e-3}
 
 #: Providers of ours that a GPU is measured with; "auto" takes the best one that there is for each call.
 PROVIDERS = ("auto", "triton", "cuda")
+
+#: Why a contender is missing that the item had no time for.
+NO_TIME = "no time left"
 
 Builder = Callable[[], Contender]
 
@@ -29,10 +35,23 @@ class DeviceLost(RuntimeError):
 
 @dataclass
 class Item:
-    """A piece of work of a part; a worker that dies is started again behind it."""
+    """A piece of work of a part; a worker that dies is started again behind it.
+
+    alone: takes as long as it is given: where several processes share a part out, one of them does nothing else.
+    """
 
     key: str
     run: Callable[[], list[dict[str, Any]]]
+    alone: bool = False
+
+
+def shared(items: Sequence[Item], share: tuple[int, int]) -> list[Item]:
+    """The items of process i of n."""
+    i, n = share
+    alone, rest = ([item for item in items if item.alone is flag] for flag in (True, False))
+    if n <= len(alone):  # what takes all the time comes last
+        return [*rest, *alone][i::n]
+    return [alone[i]] if i < len(alone) else rest[i - len(alone) :: n - len(alone)]
 
 
 def relative_l2(ours: Any, expected: Any) -> float:
@@ -66,6 +85,7 @@ def compare(
     yardstick: Any,
     *,
     dtype: str,
+    ahead: Sequence[str] = (),
     **about: Any,
 ) -> dict[str, Any]:
     """A record: one row for each contender that runs, a reason for each that does not.
@@ -73,6 +93,8 @@ def compare(
     builders:  name -> makes the contender.
     exact:     output of the first set of inputs in higher precision.
     yardstick: plain PyTorch's output in this dtype, whose error sets the limit.
+    ahead:     builders whose Triton kernels are compiled by several threads first; only where kernels may compute
+               with whatever is in memory.
     about:     what else the record says: part, what, batch, flops, bytes and so on.
     """
     limit = limit_of(dtype, relative_l2(yardstick, exact))
@@ -81,11 +103,19 @@ def compare(
     errors: dict[str, float] = {}
     missing: dict[str, str] = {}
     for name, build in builders.items():
+        if machine.item_late() and {c.ours for c in made.values()} == {True, False}:
+            missing[name] = NO_TIME  # there is something to compare: better now than never
+            continue
         try:
+            if name in ahead:
+                compile_ahead(build)
+            machine.poison_everything()
             contender = build()
-            output = detached(contender.runs[0]())
+            with poisoned_memory():
+                output = detached(contender.runs[0]())
             machine.synchronize()
             errors[name] = relative_l2(output, exact)
+            del output
             prepared[name] = machine.prepare(contender)
             made[name] = contender
         except Exception as error:  # whatever a peer raises is why it is missing
@@ -110,3 +140,10 @@ def compare(
             }
         )
     return {"dtype": dtype, **about, "rows": rows, "missing": missing}
+
+
+def compile_ahead(build: Builder) -> None:
+    """Compile what a contender's first call starts. Its errors come again when it is really called."""
+    with contextlib.suppress(Exception), kernels.compiling_ahead() as ahead:
+        if ahead:
+            build().runs[0]()

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
+import inspect
+import sys
+import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,15 +17,19 @@ from torch import Tensor, nn
 
 from slowfast_kernels import backends, freeze, ops
 from slowfast_kernels.bench import peer_model
-from slowfast_kernels.bench.gpu import peers
+from slowfast_kernels.bench.gpu import kernels, peers
 from slowfast_kernels.bench.gpu.machine import DTYPES, Contender, Machine, Replayed, detached
 from slowfast_kernels.bench.gpu.measure import PROVIDERS, Builder, Item, compare
 from slowfast_kernels.bench.gpu.single import module_run
 from slowfast_kernels.bench.subject import Subject
 from slowfast_kernels.nn import ConvBN, Lateral
 from slowfast_kernels.ops._cases import bytes_of
+from slowfast_kernels.plans.plan import Instance, Plan
+from slowfast_kernels.testing import RecordCalls
 
 GRAPH = " graph"  # what the name of a contender ends in when the harness captured it as a user would
+
+FROZEN = "frozen"
 
 
 @functools.cache
@@ -39,6 +48,39 @@ def _clips(machine: Machine, batch: int, seed: int) -> list[Tensor]:
         shape = (batch, config.frames_of(p), side, side, config.pathway(p).in_channels)
         found.append(torch.randn(shape, generator=generator, device=machine.device).permute(0, 4, 1, 2, 3))
     return found
+
+
+# --- work ----------------------------------------------------------------------------------------------------
+
+
+def work_of(
+    modules: Sequence[nn.Module], inputs: Sequence[Sequence[Tensor]], dtype: torch.dtype
+) -> list[list[int]]:
+    """[FLOPs, least bytes] of every stem, block, lateral connection and head of modules: the units that can be one
+    kernel each. Laterals are taken to find the Slow maps where they belong."""
+    found = []
+    for module, values in zip(modules, inputs, strict=True):
+        twin = copy.deepcopy(module).eval().to("meta")
+        for part in twin.modules():
+            if isinstance(part, nn.Conv3d | nn.Linear):
+                part.to(dtype)
+        like = [torch.empty_like(x, dtype=dtype, device="meta") for x in values]
+        with RecordCalls() as record, torch.no_grad(), backends.use_backend("auto"):
+            twin(like) if hasattr(twin, "config") else twin(*like)
+        for name, given in record.calls:
+            schema = getattr(torch.ops.slowfast, name).default._schema.arguments
+            cost = importlib.import_module(f"slowfast_kernels.ops.{name}.cost").cost
+            known = inspect.signature(cost).parameters
+            call = {a.name: v for a, v in zip(schema, given, strict=False) if a.name in known}
+            if name == "lateral_fusion":
+                call |= {"kind": "conv", "out": call["slow"]}
+            least = cost(**call)
+            found.append([least.flops, least.bytes])
+    return found
+
+
+def _about(units: Sequence[Sequence[int]]) -> dict[str, Any]:
+    return {"flops": sum(f for f, _ in units), "bytes": sum(b for _, b in units), "units": units}
 
 
 # --- parts ---------------------------------------------------------------------------------------------------
@@ -79,6 +121,15 @@ def _part(machine: Machine, name: str, batch: int, seed: int) -> Part:
             [peer_model.PlainStem(stem, False)],
             [peer_model.PlainStem(stem, True)],
         )
+    if name in DEEP:
+        stage = getattr(model, name.split()[1])["slow"]
+        at = NAMES_OF_STAGES.index(name.split()[1])  # the lateral connection before it
+        maps, _ = _lateral_maps(machine, batch, seed)[at]
+        added = model.lateral[at].conv.out_channels
+        # what the lateral connection adds: of the same kind, behind a ReLU as well
+        maps = torch.cat([maps, maps[:, :added].roll(1, 0).flip(3)], dim=1) if added else maps
+        maps = maps.contiguous(memory_format=torch.channels_last_3d)
+        return [stage], [[maps]], [peer_model.plain_stage(stage)], [peer_model.plain_stage(stage, True)]
     # What comes before is computed by the reference: values as in the network, whatever our kernels do.
     with torch.inference_mode(), backends.use_backend("reference"):
         early = nn.ModuleDict({"stem": model.stem, "lateral": model.lateral[:1]})
@@ -131,11 +182,16 @@ def _half(n: int) -> int:
 
 NAMES = ("fast stem", "slow stem", "laterals", "fast blocks", "slow res2")
 
+#: The stages that no target is about; at one batch only.
+DEEP = ("slow res3", "slow res4", "slow res5")
+NAMES_OF_STAGES = ("res2", "res3", "res4", "res5")
+
 
 def part_items(machine: Machine) -> list[Item]:
     """Every part at the middle batch in bf16, then at the other batches, then in float32."""
     s = machine.setting
     jobs = [(name, s.middle, "bf16") for name in NAMES]
+    jobs += [] if machine.dry else [(name, s.middle, "bf16") for name in DEEP]
     jobs += [(name, b, "bf16") for b in s.batches if b != s.middle for name in NAMES]
     jobs += [(name, s.middle, d) for d in ("tf32", "fp32") for name in NAMES]
     if machine.dry:  # an interpreter is slow: each part once, and one of every other kind
@@ -148,7 +204,8 @@ def part_items(machine: Machine) -> list[Item]:
 
 def _measure_part(machine: Machine, name: str, batch: int, dtype: str) -> list[dict[str, Any]]:
     kind = DTYPES[dtype]
-    modules, first, plain, folded = _part(machine, name, batch, 1)
+    with machine.unmeasured():
+        modules, first, plain, folded = _part(machine, name, batch, 1)
     nbytes = sum(bytes_of(*x) for x in first) // (2 if kind != torch.float32 else 1)
     # Another set of inputs is the first one shifted along the batch and the rows: other values, same kind.
     wide = [first] + [
@@ -156,9 +213,12 @@ def _measure_part(machine: Machine, name: str, batch: int, dtype: str) -> list[d
         for i in range(1, machine.sets(nbytes, batch))
     ]
     inputs = [[peers.channels_last([x.to(kind) for x in group]) for group in one] for one in wide]
+    del wide
     own = [_placed(machine, m, dtype) for m in modules]
     builders: dict[str, Builder] = {}
-    for provider in PROVIDERS:
+    if not name.endswith(" stem"):  # a planned stem copies the caller's clip first, which is no part of it
+        builders[FROZEN] = functools.partial(_planned, machine, name, inputs, kind)
+    for provider in PROVIDERS[1:]:
         builders[provider] = functools.partial(_own_part, name, own, inputs, provider)
 
     def build(who: str, forms: Sequence[Callable[[], nn.Module]]) -> Contender:
@@ -170,19 +230,19 @@ def _measure_part(machine: Machine, name: str, batch: int, dtype: str) -> list[d
 
     pairs = list(zip(place(plain), place(folded), strict=True))
     all_forms = [peers.forms(p, f) for p, f in pairs]
-    for who in all_forms[0]:
+    for who in reversed(all_forms[0]):  # the strongest first
         builders[who] = functools.partial(build, who, [forms[who] for forms in all_forms])
     with torch.inference_mode():
         values = [[x.float() for x in group] for group in inputs[0]]
         exact_nets = [peers.placed(m, machine.device, torch.float32) for m in plain]
-        with machine.arithmetic("fp32"):
+        with machine.arithmetic("fp32"), machine.unmeasured():
             exact = detached(_together(exact_nets, values)())
-    with machine.arithmetic(dtype):
+        del values, exact_nets
+    about = _about(work_of(modules, first, kind)) | {"what": name, "batch": batch}
+    with machine.arithmetic(dtype), kernels.packing_once():
         yardstick = detached(_together([p for p, _ in pairs], inputs[0])())
         return [
-            compare(
-                machine, builders, exact, yardstick, dtype=dtype, what=name, batch=batch, flops=0, bytes=0
-            )
+            compare(machine, builders, exact, yardstick, dtype=dtype, ahead=(FROZEN, *PROVIDERS), **about)
         ]
 
 
@@ -208,6 +268,79 @@ def _own_part(
         calls.append(run)
     note = "the Slow maps lie in the fused buffer" if name == "laterals" else ""
     return Contender(provider, calls, ours=True, note=note)
+
+
+def _planned(
+    machine: Machine, name: str, inputs: Sequence[Sequence[Sequence[Tensor]]], dtype: torch.dtype
+) -> Contender:
+    """Residual blocks or lateral connections as a frozen model on this device holds and runs them."""
+    from slowfast_kernels.plans.gpu import GpuNetwork
+
+    with torch.no_grad():
+        network = GpuNetwork(copy.deepcopy(_subject(machine).model).to(machine.device), dtype)
+        if name == "laterals":
+            chains: list[list[Any]] = [[lateral] for lateral in network.lateral]
+        elif name == "fast blocks":
+            chains = [[stages["fast"] for stages in network.stages.values()]]
+        else:
+            chains = [[network.stages[name.split()[1]]["slow"]]]
+        runs = [_bound(machine, chains, one, dtype) for one in inputs]
+    return Contender(FROZEN, runs, ours=True, note=_made_by(runs[0].plan))
+
+
+class _Bound:
+    """Layers in a plan of their own on given inputs, which lie where the layer before would have left them."""
+
+    def __init__(self, plan: Plan, instance: Instance, outputs: int) -> None:
+        self.plan, self.instance, self.outputs = plan, instance, outputs
+
+    def __call__(self) -> Sequence[Tensor]:
+        with torch.inference_mode():
+            return self.instance.run([])[-self.outputs :]
+
+
+def _bound(
+    machine: Machine, chains: Sequence[Sequence[Any]], inputs: Sequence[Sequence[Tensor]], dtype: torch.dtype
+) -> _Bound:
+    plan = Plan()
+    sources, results = [], []
+    for chain, values in zip(chains, inputs, strict=True):
+        if len(values) == 2:
+            slow, fast = values
+            n, c, *rest = slow.shape
+            out = plan.buffer([n, c + chain[0].added(fast.shape[1]), *rest], dtype)
+            x = plan.buffer(fast.shape, dtype)
+            chain[0].add(plan, "lateral", x, out)
+            sources += [(out.slice(0, c), slow), (x, fast)]
+            results.append(out)
+            continue
+        x = plan.buffer(values[0].shape, dtype)
+        sources.append((x, values[0]))
+        for layer in chain:
+            out = plan.buffer(layer.out_shape(x.shape), dtype)
+            layer.add(plan, "blocks", x, out)
+            x = out
+        results.append(x)
+    # A last step that uses them keeps inputs and outputs alive (no buffer is laid over them), and returns them.
+    plan.add("keep", "keep", lambda *views: views, (*(v for v, _ in sources), *results), 0, 0)
+    for view, _ in sources:
+        view.buffer.first = 0
+    plan.lay_out()
+    instance = Instance(plan, machine.device)
+    for view, value in sources:
+        view.bind(instance.arena).copy_(value)
+    return _Bound(plan, instance, len(results))
+
+
+def _made_by(plan: Plan) -> str:
+    """Who computes the layers of a plan: "7 bottleneck3d by cuda, 2 conv_a by cudnn"."""
+    names = (getattr(step.run, "__name__", "") for step in plan.steps)
+    found = Counter(
+        f"{step.op} by {name.removeprefix('by_')}"
+        for step, name in zip(plan.steps, names, strict=True)
+        if name.startswith("by_")
+    )
+    return ", ".join(f"{count} {text}" for text, count in found.items())
 
 
 def _into_buffer(module: Any, slow: Tensor, fast: Tensor) -> Callable[[], Any]:
@@ -250,12 +383,15 @@ def model_items(machine: Machine) -> list[Item]:
 
 
 def compile_items(machine: Machine) -> list[Item]:
-    """torch.compile of the whole model in bf16: each mode with ours and eager in one run."""
-    batches = (machine.setting.middle, 1) if machine.setting.middle != 1 else (1,)
+    """torch.compile of the whole model, each mode with ours and eager in one run: plainly at every batch first, then
+    "max-autotune", which takes minutes to compile."""
+    s = machine.setting
+    batches = [s.middle, *(b for b in s.batches if b != s.middle)]
+    jobs = [(mode, b, "bf16") for mode in peers.COMPILED for b in batches]
+    jobs += [(mode, s.middle, d) for mode in peers.COMPILED for d in ("tf32", "fp32")]
     return [
-        Item(f"{name} b{batch}", functools.partial(_measure_model, machine, batch, "bf16", (name,)))
-        for batch in batches
-        for name in peers.COMPILED
+        Item(f"{mode} b{b} {d}", functools.partial(_measure_model, machine, b, d, (mode,)))
+        for mode, b, d in jobs
     ]
 
 
@@ -263,24 +399,26 @@ def _measure_model(machine: Machine, batch: int, dtype: str, modes: Sequence[str
     """One record. Contenders take their inputs as a user's call gives them: a captured one copies them first."""
     kind, subject = DTYPES[dtype], _subject(machine)
     model = subject.model
-    wide = [peers.channels_last(_clips(machine, batch, seed)) for seed in (1, 2)]
-    clips = [[x.to(kind) for x in one] for one in wide]
+    clips = [[x.to(kind) for x in peers.channels_last(_clips(machine, batch, seed))] for seed in (1, 2)]
     twins = {fold: peer_model.PlainSlowFast(model, fold) for fold in (False, True)}
     plain, folded = (peers.placed(twins[fold], machine.device, kind) for fold in (False, True))
-    with machine.arithmetic("fp32"), torch.inference_mode():
+    with machine.arithmetic("fp32"), machine.unmeasured(), torch.inference_mode():
         values = [x.float() for x in clips[0]]  # the same rounded inputs as everybody's
         exact = detached(peers.placed(twins[False], machine.device, torch.float32)(*values))
+        del values
     on_device = copy.deepcopy(model).to(machine.device)
+    ours: list[Any] = []
 
-    def frozen() -> Callable[..., Any]:
+    def frozen() -> Contender:
         net = freeze(on_device, kind)
-        return lambda *x: net(list(x))
+        ours[:] = [net]
+        return Contender(FROZEN, [lambda one=one: net(one) for one in clips], ours=True, graph=False)
 
-    def plainly(who: str, make: Callable[[], Callable[..., Any]], mine: bool) -> Contender:
+    def plainly(who: str, make: Callable[[], Callable[..., Any]]) -> Contender:
         net = make()
-        return Contender(who, [module_run(net, one) for one in clips], ours=mine, graph=False)
+        return Contender(who, [module_run(net, one) for one in clips], graph=False)
 
-    def captured(who: str, make: Callable[[], Callable[..., Any]], mine: bool) -> Contender:
+    def captured(who: str, make: Callable[[], Callable[..., Any]]) -> Contender:
         net = make()
 
         def call(*x: Tensor) -> Any:
@@ -288,38 +426,55 @@ def _measure_model(machine: Machine, batch: int, dtype: str, modes: Sequence[str
                 return net(*x)
 
         replay = Replayed(machine, call, *clips[0])
-        contender = Contender(who, [lambda one=one: replay(*one) for one in clips], ours=mine, graph=False)
-        contender.note = "captured"
-        return contender
+        return Contender(who, [lambda one=one: replay(*one) for one in clips], graph=False, note="captured")
 
-    makers: dict[str, tuple[Callable[[], Callable[..., Any]], bool]] = {"frozen": (frozen, True)}
-    for who, form in peers.forms(plain, folded).items():
-        if not modes or who == peers.EAGER:
-            makers[who] = (form, False)
-    builders: dict[str, Builder] = {}
-    for who, (make, mine) in makers.items():
-        builders[who] = functools.partial(plainly, who, make, mine)
-        builders[who + GRAPH] = functools.partial(captured, who + GRAPH, make, mine)
+    makers: dict[str, Callable[[], Callable[..., Any]]] = {}
     for mode in modes:
-
-        def make_compiled(mode: str = mode) -> Callable[..., Any]:
-            return peers.compiled(folded, peers.COMPILED[mode], clips[0], machine.dry)
-
-        builders[mode] = functools.partial(plainly, mode, make_compiled, False)
-    with machine.arithmetic(dtype):
-        with torch.inference_mode():
+        compile_it = functools.partial(peers.compiled, folded, peers.COMPILED[mode], clips[0], machine.dry)
+        makers[mode] = _once(compile_it)
+    forms = peers.forms(plain, folded)
+    makers |= {who: forms[who] for who in ((peers.EAGER,) if modes else reversed(forms))}
+    # Ours, then the strongest: an item whose time is over leaves out the last.
+    builders: dict[str, Builder] = {FROZEN: frozen}
+    for who, make in makers.items():
+        builders[who + GRAPH] = functools.partial(captured, who + GRAPH, make)
+    for who, make in reversed(makers.items()):
+        builders[who] = functools.partial(plainly, who, make)
+    about = _about(work_of([model], [clips[0]], kind)) | {"what": "model", "batch": batch}
+    with machine.arithmetic(dtype), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with torch.inference_mode(), machine.unmeasured():
             yardstick = detached(plain(*clips[0]))
-        record = compare(
-            machine,
-            builders,
-            exact,
-            yardstick,
-            dtype=dtype,
-            what="model",
-            batch=batch,
-            flops=2 * subject.macs * batch,
-            bytes=0,
-        )
+        record = compare(machine, builders, exact, yardstick, dtype=dtype, ahead=(FROZEN,), **about)
+    texts = list(dict.fromkeys(str(w.message) for w in caught))
+    sys.stderr.write("".join(f"warning: {text}\n" for text in texts))
     for row in record["rows"]:
-        row["graph"] = row["note"] == "captured" or row["who"] == "compile_graph"
+        row["graph"] = row["note"] == "captured"
+        if row["who"] == FROZEN:
+            row["graph"], row["note"] = _how(ours[0], texts)
     return [record]
+
+
+def _once(make: Callable[[], Any]) -> Callable[[], Any]:
+    """The same callable, which does its work, or fails, once."""
+    found: list[Any] = []
+
+    def remembered() -> Any:
+        if not found:
+            try:
+                found.append(make())
+            except peers.Unavailable as error:
+                found.append(error)
+        if isinstance(found[0], peers.Unavailable):
+            raise found[0]
+        return found[0]
+
+    return remembered
+
+
+def _how(net: Any, warned: Sequence[str]) -> tuple[bool, str]:
+    """Whether a frozen model replays a graph, and who computes its layers."""
+    plans = list(getattr(net, "_plans", {}).values())
+    graph = any(getattr(instance, "graph", None) is not None for _, idle in plans for instance in idle)
+    notes = [_made_by(plan) for plan, _ in plans]
+    return graph, "; ".join([*notes, *(text for text in warned if "no CUDA graph" in text)])

@@ -1,10 +1,11 @@
 """What the GPU is measured against: other ways to run the same layers with PyTorch and cuDNN.
 
 eager       torch's own layers, channels_last_3d memory, ``cudnn.benchmark``; batch norms as trained.
-views       the same with every convolution that allows it as a 2-D one on a free view of the memory:
+views       the same with every convolution and pool that allows it as a 2-D one on a free view of the memory:
             1xkxk on [N*T, C, H, W], kx1x1 on [N, C, T, H*W]. cuDNN's best engines are 2-D.
-fused       batch norms folded, the same views, ``cudnn_convolution_relu`` and ``cudnn_convolution_add_relu``.
-compile     ``torch.compile`` of the eager form, "max-autotune" with and without CUDA graphs.
+fused       batch norms folded, the same views, ``cudnn_convolution_relu`` and ``cudnn_convolution_add_relu``
+            wherever they beat the convolution followed by the rest, which the first call times.
+compile     ``torch.compile`` of the folded form, as it is and as "max-autotune"; without CUDA graphs and captured.
 torchvision ``roi_head_pool`` composed from torchvision's CUDA operator.
 
 Modules come from ``bench.peer_model`` (parts of a network) and ``bench.op_modules`` (single ops, folded). Where
@@ -21,10 +22,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from slowfast_kernels import autotune
 from slowfast_kernels.bench import op_modules, peer_model, roi_peers
+from slowfast_kernels.ops._registration import as_triple
 
 EAGER, VIEWS, FUSED = "eager_cl3d", "views_2d", "fused_cudnn"
-COMPILED = {"compile": "max-autotune-no-cudagraphs", "compile_graph": "max-autotune"}
+
+#: torch.compile's modes by the peer's name. CUDA graphs are captured by the harness for each: the mode
+#: "max-autotune" is the same code captured by Inductor, at the price of compiling it all again.
+COMPILED = {"compile": "default", "compile_autotune": "max-autotune-no-cudagraphs"}
 
 
 class Unavailable(RuntimeError):
@@ -98,10 +104,33 @@ class ViewConv(nn.Module):
         return v.leave(y, x)
 
 
+def max_pool(x: Tensor, window: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Tensor:
+    """Max-pool of [N, C, T, H, W], on a 2-D view if it leaves the frames alone."""
+    if (window[0], stride[0], padding[0]) != (1, 1, 0):
+        return F.max_pool3d(x, window, stride, padding)  # type: ignore[arg-type]
+    n, c, t, h, w = x.shape
+    flat = _rows(x).view(n * t, h, w, c).permute(0, 3, 1, 2)
+    y = F.max_pool2d(flat, window[1:], stride[1:], padding[1:]).permute(0, 2, 3, 1)  # type: ignore[arg-type]
+    return y.reshape(n, t, *y.shape[1:3], c).permute(0, 4, 1, 2, 3)
+
+
+class ViewPool(nn.Module):
+    """A MaxPool3d computed as a 2-D one on a view, where that is possible."""
+
+    def __init__(self, pool: nn.MaxPool3d) -> None:
+        super().__init__()
+        self.settings = [as_triple(v, "pool") for v in (pool.kernel_size, pool.stride, pool.padding)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return max_pool(x, *self.settings)
+
+
 def views_2d(module: nn.Module) -> nn.Module:
-    """A copy of the module with its convolutions through 2-D views."""
+    """A copy of the module with its convolutions and pools through 2-D views."""
     if isinstance(module, nn.Conv3d):
         return ViewConv(copy.deepcopy(module))
+    if isinstance(module, nn.MaxPool3d):
+        return ViewPool(module)
     module = copy.deepcopy(module)
     for name, child in module.named_children():
         setattr(module, name, views_2d(child))
@@ -114,8 +143,8 @@ def views_2d(module: nn.Module) -> nn.Module:
 def _conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, v: View, z: Tensor | None, relu: bool, whole: bool
 ) -> Tensor:
-    """Convolution, bias, plus z, ReLU: one cuDNN call where there is one and ``whole`` asks for it."""
-    if relu and x.is_cuda and whole:
+    """Convolution, bias, plus z, ReLU; as one cuDNN call if ``whole``."""
+    if whole:
         settings = (v.stride, v.padding, v.dilation, 1)
         if z is None:
             return torch.cudnn_convolution_relu(x, weight, bias, *settings)
@@ -135,23 +164,27 @@ class FusedConv(nn.Module):
             raise TypeError(f"fused: expected a folded Conv3d, got {type(conv).__name__}")
         self.view, self.relu = View(conv), relu
         self.weight, self.bias = self.view.weight, conv.bias
-        self.whole: bool | None = None  # whether cuDNN takes it as one call; found out by the first one
+        self.whole: bool | None = None  # whether one call of cuDNN is used; found out by the first one
 
     def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
         v = self.view
         flat, added = v.enter(x), None if z is None else v.enter(z)
         arguments = (flat, self.weight, self.bias, v, added, self.relu)
         if self.whole is None:
-            try:
-                _conv(*arguments, True)
-                self.whole = True
-            except RuntimeError:  # no such engine: 3-D kernels, odd channel counts
-                self.whole = False
+            self.whole = x.is_cuda and self.relu and self._whole_is_faster(arguments)
         return v.leave(_conv(*arguments, self.whole), x)
+
+    @staticmethod
+    def _whole_is_faster(arguments: tuple[Any, ...]) -> bool:
+        try:
+            whole = autotune.time_call(lambda: _conv(*arguments, True), 5)
+        except RuntimeError:  # no such engine: 3-D kernels, odd channel counts
+            return False
+        return whole <= autotune.time_call(lambda: _conv(*arguments, False), 5)
 
 
 class FusedBlock(nn.Module):
-    """Bottleneck in three cuDNN calls, four with a convolution in the shortcut."""
+    """Bottleneck in three cuDNN calls at best, four with a convolution in the shortcut."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()
@@ -163,7 +196,7 @@ class FusedBlock(nn.Module):
 
 
 class FusedStem(nn.Module):
-    """Convolution with ReLU in one call, and the max-pool."""
+    """Convolution with ReLU, and the max-pool."""
 
     def __init__(self, conv: nn.Module, relu: bool, pool: Callable[[Tensor], Tensor] | None) -> None:
         super().__init__()
@@ -175,7 +208,7 @@ class FusedStem(nn.Module):
 
 
 class FusedLateral(nn.Module):
-    """Convolution with ReLU in one call, and the concatenation."""
+    """Convolution with ReLU, and the concatenation."""
 
     def __init__(self, conv: nn.Module, relu: bool) -> None:
         super().__init__()
@@ -186,7 +219,7 @@ class FusedLateral(nn.Module):
 
 
 def _pool(x: Tensor) -> Tensor:
-    return F.max_pool3d(x, (1, 3, 3), (1, 2, 2), (0, 1, 1))
+    return max_pool(x, (1, 3, 3), (1, 2, 2), (0, 1, 1))
 
 
 def _fused_one(module: nn.Module) -> nn.Module | None:
@@ -194,7 +227,7 @@ def _fused_one(module: nn.Module) -> nn.Module | None:
     if isinstance(module, peer_model.PlainBlock | op_modules._Block):
         return FusedBlock(module)
     if isinstance(module, peer_model.PlainStem):
-        return FusedStem(module.conv, True, module.pool)
+        return FusedStem(module.conv, True, ViewPool(module.pool))
     if isinstance(module, op_modules._Stem):
         return FusedStem(module.conv, module.relu, _pool if module.pool else None)
     if isinstance(module, peer_model.PlainLateral):
@@ -238,11 +271,12 @@ def forms(plain: nn.Module, folded: nn.Module) -> dict[str, Callable[[], nn.Modu
 
 
 def compiled(module: nn.Module, mode: str, inputs: Sequence[Tensor], dry: bool) -> Callable[..., Any]:
-    """The module through torch.compile; raises Unavailable. A dry run compiles with the "eager" backend, which
-    traces and generates no code."""
+    """The module through torch.compile, without CUDA graphs; raises Unavailable. A dry run compiles with the "eager"
+    backend, which traces and generates no code."""
     torch._dynamo.reset()
     try:
-        made = torch.compile(module, backend="eager") if dry else torch.compile(module, mode=mode)
+        how: dict[str, Any] = {"backend": "eager"} if dry else {"mode": mode}
+        made = torch.compile(module, dynamic=False, **how)
         with torch.inference_mode():
             for _ in range(2):
                 made(*inputs)
@@ -259,15 +293,19 @@ def compiled(module: nn.Module, mode: str, inputs: Sequence[Tensor], dry: bool) 
 # --- input and detection head --------------------------------------------------------------------------------
 
 
-def torch_pack(
-    frames: Tensor, alpha: int, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+class TorchPack:
     """Normalise and split as SlowFast training code does, on the device of the frames."""
-    x = frames.to(torch.float32).div_(255.0)
-    x = (x - torch.tensor(mean, device=x.device)) / torch.tensor(std, device=x.device)
-    fast = x.permute(0, 4, 1, 2, 3).to(dtype)
-    index = torch.linspace(0, frames.shape[1] - 1, frames.shape[1] // alpha, device=x.device).long()
-    return fast.index_select(2, index), fast
+
+    def __init__(
+        self, frames: int, alpha: int, mean: Sequence[float], std: Sequence[float], device: torch.device
+    ) -> None:
+        self.mean, self.std = (torch.tensor(v, device=device) for v in (mean, std))
+        self.index = torch.linspace(0, frames - 1, frames // alpha, device=device).long()
+
+    def __call__(self, frames: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        x = frames.to(torch.float32).div_(255.0).sub_(self.mean).div_(self.std)
+        fast = x.permute(0, 4, 1, 2, 3).to(dtype)
+        return fast.index_select(2, self.index), fast
 
 
 def torchvision_align() -> roi_peers.Align:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,8 +38,13 @@ def compared(parts: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def derive(record: dict[str, Any], ceilings: Mapping[str, float]) -> dict[str, Any]:
-    """The record with GB/s, TFLOP/s, the part of the floor and the speed-up over the best peer in each row."""
-    least = floor(record["flops"], record["bytes"], record["dtype"], ceilings, GPU_PEAKS)
+    """The record with GB/s, TFLOP/s, the part of the floor and the speed-up over the best peer in each row.
+
+    The floor of several layers is the sum of their floors.
+    """
+    units = record.get("units") or [(record["flops"], record["bytes"])]
+    floors = [floor(flops, nbytes, record["dtype"], ceilings, GPU_PEAKS) for flops, nbytes in units]
+    least = sum(f for f in floors if f is not None)
     peers = [r["median_s"] for r in record["rows"] if not r["ours"] and r["green"]]
     for row in record["rows"]:
         seconds = row["median_s"]
@@ -95,11 +102,26 @@ def missing_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
+def note_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What rows say of themselves, calls with the same note put together."""
+    where: dict[tuple[str, str], list[str]] = {}
+    for record in records:
+        for row in record["rows"]:
+            if row["note"] and row["note"] != "captured":
+                name = f"{record['what']} b{record['batch']} {record['dtype']}"
+                where.setdefault((row["who"], row["note"]), []).append(name)
+    found = []
+    for (who, note), names in where.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        found.append(f"- {who} in {', '.join(names[:3])}{more}: {note}")
+    return found
+
+
 def target_table(rows: Sequence[Row]) -> list[str]:
     """The targets as a Markdown table."""
     found = [
-        "| target | at least | measured | verdict | ours | best peer | parity error |",
-        "|---|---:|---:|---|---|---|---:|",
+        "| target | at least | measured | verdict | ours | best peer | floor | of floor | parity error |",
+        "|---|---:|---:|---|---|---|---:|---:|---:|",
     ]
     for row in rows:
 
@@ -112,7 +134,9 @@ def target_table(rows: Sequence[Row]) -> list[str]:
         peer = f"{milliseconds(row.peer)} ({row.peer_who})" if row.peer is not None else "-"
         error = "-" if row.error is None else str(harness.Gate(row.error, row.error_limit or 0.0))
         verdict = row.verdict + (f" ({row.note})" if row.note and row.note != row.verdict else "")
-        cells = (row.what, show(row.target), show(row.ratio), verdict, ours, peer, error)
+        floor_ = "-" if row.floor is None else milliseconds(row.floor)
+        part = percent(fraction(row.floor, row.ours)) if row.ours else "-"
+        cells = (row.what, show(row.target), show(row.ratio), verdict, ours, peer, floor_, part, error)
         found.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
     return found
 
@@ -157,7 +181,12 @@ def page(document: Mapping[str, Any], rows: Sequence[Row]) -> str:
     out += [f"`{document['command']}`", ""]
     out += [f"- {line}" for line in [*harness.stamp_lines(stamp), *gpu_lines(stamp)]]
     out += ["", "## Targets", "", *target_table(rows), ""]
-    out += ["Ratios are of one interleaved run, against the fastest peer whose output agrees.", ""]
+    out += [
+        "Ratios are of one interleaved run, against the fastest peer whose output agrees. The floor is the least time "
+        "that the ceilings measured in the same run allow, each tensor of a fused layer moved once; what fits the "
+        "level-2 cache (batch 1) can be faster.",
+        "",
+    ]
     if parts.get("ceilings", {}).get("records"):
         values = [
             (r["name"], _number(r["value"], ".4g") + " " + r["unit"], r.get("note", ""))
@@ -191,13 +220,15 @@ def page(document: Mapping[str, Any], rows: Sequence[Row]) -> str:
             out += [f"## {text}", "", "```text", body, "```", ""]
             reasons_here = missing_lines(records)
             out += [*reasons_here, ""] if reasons_here else []
+            made = note_lines(records)
+            out += [*made, ""] if made else []
     out += ["A star marks ours. GB/s counts the least traffic of a call, each tensor once.", ""]
     out += ["## What was run", "", "```text", report.table(run_lines(parts), RUN_HEADER), "```", ""]
     troubles = [f"- {p}, {key}: {reason}" for p, v in parts.items() for key, reason in v["failed"].items()]
     return "\n".join(out + (["Not measured, and why:", "", *troubles, ""] if troubles else []))
 
 
-RUN_HEADER = ("part", "status", "seconds", "done", "failed", "not reached")
+RUN_HEADER = ("part", "status", "seconds", "done", "failed", "not reached", "clocks while it ran")
 
 
 def run_lines(parts: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -210,6 +241,7 @@ def run_lines(parts: Mapping[str, Any]) -> list[tuple[str, ...]]:
             str(len(part["done"])),
             str(len(part["failed"])),
             str(len(part["late"])),
+            part.get("clocks", ""),
         )
         for name, part in parts.items()
     ]
@@ -219,7 +251,8 @@ def run_lines(parts: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def draw(folder: Path, document: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
-    """The pictures: speed-ups, targets, roofline. Returns their names; says why where there are none."""
+    """The pictures: speed-ups, roofline. Returns their names; says why where there are none. Never raises: a run's
+    figures do not depend on its pictures."""
     marked = DRY if document["dry_run"] else ""
     made = []
     records, ceilings = document["compared"], document["ceilings"]
@@ -236,6 +269,8 @@ def draw(folder: Path, document: Mapping[str, Any], rows: Sequence[Row]) -> list
             made.append("roofline.png")
     except ImportError as error:
         sys.stderr.write(f"no pictures: {error} (pip install matplotlib)\n")
+    except Exception as error:
+        sys.stderr.write(f"no more pictures: {type(error).__name__}: {error}\n")
     return made
 
 
@@ -255,5 +290,29 @@ def roofline_points(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def write(folder: Path, document: Mapping[str, Any], rows: Sequence[Row]) -> None:
-    """The JSON document and the page."""
-    store.save("gpu", document, page(document, rows), folder)
+    """The JSON document and the page; whoever reads them, or stops the run, finds whole files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        for file in store.save("gpu", document, page(document, rows), Path(name)).iterdir():
+            os.replace(file, folder / file.name)
+
+
+def merged(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Correctness records of the same op and provider as one, in the order in which they first came."""
+    found: dict[str, dict[str, Any]] = {}
+    for record in records:
+        one = found.setdefault(record["what"], {"passed": 0, "failures": [], "missing": None})
+        for key, value in record.items():
+            if key in ("passed", "not_reached"):
+                one[key] = one.get(key, 0) + value
+            elif key == "failures":
+                one[key] = [*one[key], *value]
+            elif key == "refused":
+                before = one.setdefault(key, {})
+                for reason, calls in value.items():
+                    before[reason] = [*before.get(reason, []), *calls]
+            elif key == "worst":
+                one[key] = {**one.get(key, {}), **value}
+            else:
+                one[key] = value
+    return sorted(found.values(), key=lambda r: "op" not in r)

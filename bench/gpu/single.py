@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from slowfast_kernels import backends, ops, testing
 from slowfast_kernels.bench import registry, roi_peers
-from slowfast_kernels.bench.gpu import peers
+from slowfast_kernels.bench.gpu import kernels, peers
 from slowfast_kernels.bench.gpu.machine import DTYPES, Contender, Machine, detached
 from slowfast_kernels.bench.gpu.measure import PROVIDERS, Builder, Item, compare
 from slowfast_kernels.bench.op_modules import op_module
@@ -19,6 +19,9 @@ from slowfast_kernels.ops._cases import Args, Case, bytes_of, cases_of, cost_of,
 
 #: Parts of the network, which are also measured at the other batches and in float32.
 WHOLE = ("stem3d", "bottleneck3d", "lateral_fusion", "pool_concat_head")
+
+#: How many of an op's arguments, from the first on, are feature maps.
+MAPS = {"conv_bn_act3d": 1, "stem3d": 1, "bottleneck3d": 1, "lateral_fusion": 2, "pool_concat_head": 2}
 
 
 def items(machine: Machine) -> list[Item]:
@@ -60,36 +63,27 @@ def measure_call(machine: Machine, op: str, case: Case, batch: int, dtype: str) 
     first = machine.draw(case, dtype, batch)
     cost = cost_of(op, *first[0], **first[1])
     count = machine.sets(cost.bytes, batch)
-    sets = [first, *(machine.draw(case, dtype, batch, seed) for seed in range(1, count))]
+    sets = [first]
+    maps = MAPS.get(op, len(first[0]))
+    for seed in range(1, count):  # weights are the first set's for all: a network has them once
+        args, _ = machine.draw(case, dtype, batch, seed)
+        sets.append(((*args[:maps], *first[0][maps:]), first[1]))
     exact, yardstick = exact_of(machine, op, first), reference_of(op, first)
     builders = ours(op, sets) | _peers(machine, op, sets, dtype)
-    return compare(
-        machine,
-        builders,
-        exact,
-        yardstick,
-        dtype=dtype,
-        what=f"{op} {case.name}",
-        op=op,
-        case=case.name,
-        batch=batch,
-        count=case.count,
-        flops=cost.flops,
-        bytes=cost.bytes,
-    )
+    about = {"op": op, "case": case.name, "batch": batch, "count": case.count}
+    about |= {"flops": cost.flops, "bytes": cost.bytes, "what": f"{op} {case.name}"}
+    # Boxes and indices computed by kernels that only compile would lead others astray.
+    ahead = () if op.startswith("roi") else PROVIDERS
+    with kernels.packing_once():
+        return compare(machine, builders, exact, yardstick, dtype=dtype, ahead=ahead, **about)
 
 
 def exact_of(machine: Machine, op: str, call: Args) -> Any:
     """The reference's answer in float32 products (float64 for float32 arguments)."""
     low = any(isinstance(a, Tensor) and a.dtype in (torch.bfloat16, torch.float16) for a in call[0])
     call = testing.to_float64(call) if not low else _widened(call)
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = False  # computed once: not worth timing every algorithm
-    try:
-        with machine.arithmetic("fp32"):
-            return reference_of(op, call)
-    finally:
-        torch.backends.cudnn.benchmark = before
+    with machine.arithmetic("fp32"), machine.unmeasured():
+        return reference_of(op, call)
 
 
 def _widened(call: Args) -> Args:
@@ -106,7 +100,7 @@ def reference_of(op: str, call: Args) -> Any:
 
 
 def ours(op: str, sets: Sequence[Args]) -> dict[str, Builder]:
-    """Our providers as contenders. Weights are those of the first set for all: only activations rotate."""
+    """Our providers as contenders, each on its sets of inputs."""
 
     def build(provider: str) -> Contender:
         runs = []
@@ -134,7 +128,8 @@ def _peers(machine: Machine, op: str, sets: Sequence[Args], dtype: str) -> dict[
         inputs.append(peers.channels_last(again[1]))
 
     def build(name: str, form: Callable[[], nn.Module]) -> Contender:
-        return Contender(name, [module_run(form(), x) for x in inputs])
+        net = form()
+        return Contender(name, [module_run(net, x) for x in inputs])
 
     return {n: functools.partial(build, n, form) for n, form in peers.forms(module, module).items()}
 
@@ -177,11 +172,9 @@ def _pack(machine: Machine, batch: int, dtype: str = "bf16") -> list[dict[str, A
     mean, std = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
 
     def torch_form() -> Contender:
-        runs = [
-            lambda x=args[0], alpha=args[1]: peers.torch_pack(x, alpha, mean, std, DTYPES[dtype])
-            for args, _ in sets
-        ]
-        return Contender("torch", runs)
+        frames, alpha = first[0][:2]
+        pack = peers.TorchPack(frames.shape[1], alpha, mean, std, frames.device)
+        return Contender("torch", [lambda x=args[0]: pack(x, DTYPES[dtype]) for args, _ in sets])
 
     exact = reference_of("pack_pathways", testing.to_float64(first))
     yardstick = reference_of("pack_pathways", first)

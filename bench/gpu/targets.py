@@ -33,6 +33,7 @@ class Row:
     peer_who: str = ""
     error: float | None = None
     error_limit: float | None = None
+    floor: float | None = None  # seconds
     note: str = ""
     dry: bool = False
 
@@ -58,6 +59,10 @@ class Target:
     record: Callable[[Record], bool]
     peer: Callable[[Record], bool] = lambda row: True
     mine: Callable[[Record], bool] = lambda row: True
+
+
+#: Targets that torch.compile is a peer of.
+WITH_COMPILE = ("model 8", "model 32", "latency")
 
 
 def _part(name: str) -> Callable[[Record], bool]:
@@ -148,9 +153,22 @@ def _row(target: Target, records: Sequence[Record]) -> Row:
             row.ours, row.ours_who = mine["median_s"], mine["who"]
             row.peer, row.peer_who = peer["median_s"], peer["who"]
             row.error, row.error_limit = mine["error"], mine["error_limit"]
+            row.floor = record.get("floor_s")
     if row.ratio is not None and not row.note.startswith("parity red"):
-        row.note = ""
+        absent = _absent(target, records)
+        row.note = f"without {', '.join(absent)}" if absent else ""
     return row
+
+
+def _absent(target: Target, records: Sequence[Record]) -> list[str]:
+    """Peers that the target is about and that no record of it has: the best one may be among them."""
+    fitting = [r for r in records if target.record(r)]
+    there = {row["who"] for r in fitting for row in r["rows"]}
+    names = [who for r in fitting for who in r["missing"] if who not in (*PROVIDERS, "frozen")]
+    if target.key in WITH_COMPILE:
+        names += peers.COMPILED
+    known = {"graph": True}
+    return [w for w in dict.fromkeys(names) if w not in there and target.peer({"who": w, **known})]
 
 
 def _reasons(record: Record, target: Target) -> str:
@@ -178,4 +196,5 @@ def _pack(records: Sequence[Record], ceilings: Mapping[str, float]) -> Row:
         row.ours, row.ours_who = mine["median_s"], f"{mine['who']}, batch {record['batch']}"
         row.peer, row.peer_who = (peer["median_s"], peer["who"]) if peer else (None, "")
         row.error, row.error_limit = mine["error"], mine["error_limit"]
+        row.floor = record.get("floor_s")
     return row

@@ -7,6 +7,8 @@ starts it again behind the item that failed, so one broken kernel costs one item
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import time
 import traceback
@@ -17,28 +19,34 @@ from typing import Any
 
 from slowfast_kernels.bench.gpu import ceilings, correctness, network, single
 from slowfast_kernels.bench.gpu.machine import Machine, Setting, first_line
-from slowfast_kernels.bench.gpu.measure import DeviceLost, Item
+from slowfast_kernels.bench.gpu.measure import DeviceLost, Item, shared
+
+#: Shares, least and largest, of the time left that one item plans with while others wait.
+SHARES = (0.3, 0.6)
 
 #: Exit status of a worker whose device is gone and which wants to be started again.
 LOST = 3
 
-#: part -> its items; in the order they are run.
+#: Environment variable with the time (seconds of the epoch) at which a worker was started.
+STARTED = "SLOWFAST_BENCH_STARTED"
+
+#: part -> its items; in the order they are run: what the targets are about first.
 PARTS: dict[str, Callable[[Machine], list[Item]]] = {
     "ceilings": ceilings.items,
-    "correctness": correctness.items,
+    "model": network.model_items,
     "parts": network.part_items,
     "pack": single.pack_items,
     "roi": single.roi_items,
-    "model": network.model_items,
-    "ops": single.items,
+    "correctness": correctness.items,
     "compile": network.compile_items,
+    "ops": single.items,
 }
 
 
 def setting_from(text: str) -> Setting:
     """A setting from its JSON form."""
     values = json.loads(text)
-    return Setting(**{**values, "batches": tuple(values["batches"])})
+    return Setting(**{**values, "batches": tuple(values["batches"]), "share": tuple(values["share"])})
 
 
 def setting_to(setting: Setting) -> str:
@@ -50,13 +58,14 @@ def work(part: str, setting: Setting, events: Path, skip: Sequence[str], seconds
     """Do the part's items, but those in ``skip``, until the time is over; returns the exit status."""
     machine = Machine(setting)
     machine.deadline = time.monotonic() + seconds
-    with events.open("a") as file, machine.session():
+    # unbuffered: a line is one write, which other processes' lines do not fall into
+    with events.open("ab", buffering=0) as file, machine.session():
 
         def tell(event: str, **more: Any) -> None:
-            file.write(json.dumps({"event": event, "part": part, **more}, default=str) + "\n")
-            file.flush()
+            more |= {"share": setting.share[0]}
+            file.write(json.dumps({"event": event, "part": part, **more}, default=str).encode() + b"\n")
 
-        items = PARTS[part](machine)
+        items = shared(PARTS[part](machine), setting.share)
         items = [item for item in items[: setting.items or None] if item.key not in skip]
         for done, item in enumerate(items):
             if machine.late():
@@ -64,8 +73,10 @@ def work(part: str, setting: Setting, events: Path, skip: Sequence[str], seconds
                 break
             tell("start", key=item.key, left=len(items) - done)
             begin = time.monotonic()
-            # Items differ: one may take three times its share.
-            machine.item_deadline = begin + 3 * (machine.deadline - begin) / (len(items) - done)
+            # The first items matter most: one may take what is many times its share, and leaves the rest something.
+            left, many = machine.deadline - begin, len(items) - done
+            least, most = SHARES if many > 1 else (1.0, 1.0)
+            machine.item_deadline = begin + left * min(max(3 / many, least), most)
             try:
                 records = item.run()
             except DeviceLost as error:
@@ -87,7 +98,11 @@ def work(part: str, setting: Setting, events: Path, skip: Sequence[str], seconds
 def main(argv: Sequence[str]) -> int:
     """worker PART SETTING EVENTS SECONDS [SKIPPED...]"""
     part, setting, events, seconds, *skip = argv
-    return work(part, setting_from(setting), Path(events), skip, float(seconds))
+    # What was started in sessions of its own ends with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # Its time runs from when it was started: importing torch takes some of it.
+    late = time.time() - float(os.environ.get(STARTED) or time.time())
+    return work(part, setting_from(setting), Path(events), skip, float(seconds) - max(0.0, late))
 
 
 if __name__ == "__main__":

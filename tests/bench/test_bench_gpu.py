@@ -1,10 +1,12 @@
 """bench/gpu.sh: its dry run goes through everything but the device, and what is wrong ends in the exit status."""
 
 import contextlib
+import functools
 import json
 import os
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -19,7 +21,9 @@ from slowfast_kernels.bench.gpu import (
     ceilings,
     command,
     correctness,
+    kernels,
     measure,
+    network,
     peers,
     profile,
     results,
@@ -27,6 +31,7 @@ from slowfast_kernels.bench.gpu import (
     targets,
     worker,
 )
+from slowfast_kernels.bench.gpu import machine as machine_module
 from slowfast_kernels.bench.gpu.machine import Contender, Machine, Replayed, Setting, moved
 from slowfast_kernels.bench.op_modules import op_module
 from slowfast_kernels.bench.subject import Subject
@@ -105,7 +110,7 @@ def test_the_page_has_the_targets_and_every_table(measured):
     page = (out / "gpu.md").read_text()
     table = [line for line in page.splitlines() if line.startswith("| ")]
     assert len(table) == 1 + len(document["targets"]) == 13
-    assert {line.count("|") for line in table} == {8}
+    assert {line.count("|") for line in table} == {10}
     for title in ("Targets", "Ceilings", "Parts of the network", "pack_pathways", "roi_head_pool", "Whole model",
                   "Single ops", "torch.compile", "What was run"):  # fmt: skip
         assert f"## {title}\n" in page
@@ -247,8 +252,8 @@ def test_a_wrong_gradient_fails(dry, monkeypatch):
     entry = OPS["roi_head_pool"]
     monkeypatch.setitem(entry.providers, "triton", Provider(entry.reference))
     cases = [c for c in cases_of("roi_head_pool") if c.name == "one frame"]
-    record = correctness.check_op(dry, "roi_head_pool", "triton", cases, ["fp32"])
-    assert record["passed"] == 1  # the forward
+    record = correctness.check_op(dry, "roi_head_pool", "triton", cases, ["fp32", "bf16"])
+    assert record["passed"] == 2  # the forward
     assert [t.split(":")[0] for t in record["failures"]] == [
         "one frame, gradient, fp32",
         "one frame, gradient, bf16",
@@ -363,6 +368,104 @@ def test_a_setting_survives_the_journey():
     assert worker.setting_from(worker.setting_to(DRY)) == DRY
 
 
+def test_several_processes_share_a_part(tmp_path):
+    """Each does its share, a bad item costs one item of one of them, and every line arrives."""
+    file = tmp_path / "worker.py"
+    file.write_text(
+        "import json, os, signal, sys\n"
+        "part, setting, events, seconds, *skip = sys.argv[1:]\n"
+        "i, n = json.loads(setting)['share']\n"
+        "def tell(event, **more):\n"
+        "    line = json.dumps({'event': event, 'part': part, 'share': i, **more})\n"
+        "    os.write(file, line.encode() + b'\\n')\n"
+        "file = os.open(events, os.O_WRONLY | os.O_APPEND | os.O_CREAT)\n"
+        "for k in range(i, 12, n):\n"
+        "    if str(k) in skip: continue\n"
+        "    tell('start', key=str(k))\n"
+        "    if k == 4: os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "    record = {'name': str(k), 'value': 1.0, 'unit': ''}\n"
+        "    tell('done', key=str(k), seconds=0.1, records=[record])\n"
+        "tell('end')\n"
+    )
+    news = []
+    part = command.run_part(
+        "correctness", DRY, 60, tmp_path, lambda text: None, [sys.executable, str(file)], processes=3,
+        progress=lambda: news.append(1),
+    )  # fmt: skip
+    assert sorted(map(int, part.done)) == [k for k in range(12) if k != 4] and part.status == "done"
+    assert list(part.failed) == ["4"] and "signal 11" in part.failed["4"]
+    assert len(part.records) == 11 and news
+
+
+def test_long_items_have_a_process_of_their_own():
+    names = ["a", "b", "long", "c", "d", "longer", "e"]
+    items = [measure.Item(n, list, alone=n.startswith("long")) for n in names]
+    shares = [[i.key for i in measure.shared(items, (k, 4))] for k in range(4)]
+    assert shares == [["long"], ["longer"], ["a", "c", "e"], ["b", "d"]]
+    assert [i.key for i in measure.shared(items, (0, 1))] == ["a", "b", "c", "d", "e", "long", "longer"]
+    for n in (1, 2, 3, 9):
+        found = [i.key for k in range(n) for i in measure.shared(items, (k, n))]
+        assert sorted(found) == sorted(names)
+
+
+def test_shares_of_a_verdict_are_one(dry):
+    whole = {"what": "op triton", "op": "op", "provider": "triton", "missing": None}
+    first = whole | {
+        "passed": 2,
+        "failures": ["x"],
+        "refused": {"no": ["a"]},
+        "worst": {"bf16": 1.0},
+        "not_reached": 1,
+    }
+    second = whole | {
+        "passed": 3,
+        "failures": [],
+        "refused": {"no": ["b"]},
+        "worst": {"fp32": 2.0},
+        "not_reached": 0,
+    }
+    other = {"what": "pytest -m gpu", "passed": 1, "failures": [], "missing": None}
+    one, last = results.merged([other, first, second])
+    assert one["passed"] == 5 and one["failures"] == ["x"] and one["refused"] == {"no": ["a", "b"]}
+    assert one["worst"] == {"bf16": 1.0, "fp32": 2.0} and one["not_reached"] == 1
+    assert last == other and first["failures"] == ["x"] and first["refused"] == {"no": ["a"]}
+
+
+def test_figures_are_written_while_a_part_runs(tmp_path):
+    parts = {"ceilings": command.Part(status="running")}
+    writer = command.Writer(tmp_path, STAMP, DRY, parts, "test", every=0.0)
+    parts["ceilings"].records.append({"name": "copy_gbs", "value": 3.0, "unit": "GB/s"})
+    writer.now_and_then()
+    assert json.loads((tmp_path / "gpu.json").read_text())["ceilings"] == {"copy_gbs": 3.0}
+    assert "running" in (tmp_path / "gpu.md").read_text()
+    assert {p.name for p in tmp_path.iterdir()} == {"gpu.json", "gpu.md"}
+
+
+def test_a_run_that_is_told_to_stop_ends_its_workers(tmp_path):
+    pids = tmp_path / "pids"
+    hang = (
+        "import json, os, subprocess, sys, time\n"
+        "child = subprocess.Popen(['sleep', '600'])\n"
+        f"open({str(pids)!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}')\n"
+        "time.sleep(600)\n"
+    )
+    program = (
+        "import signal, sys\n"
+        "from slowfast_kernels.bench.gpu import command\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+        f"command.main([{str(tmp_path / 'out')!r}, '--dry-run', '--only', 'ops'], [sys.executable, '-c', {hang!r}])\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL)
+    begin = time.monotonic()
+    while not (pids.exists() and len(pids.read_text().split()) == 2) and time.monotonic() - begin < 60:
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait(timeout=60) == 143
+    for pid in pids.read_text().split():
+        status = Path("/proc", pid, "status")
+        assert not status.exists() or "Z (zombie)" in status.read_text()
+
+
 # --- peers -------------------------------------------------------------------------------------------------
 
 
@@ -458,6 +561,126 @@ def test_composed_heads_compute_the_op(name, dry):
     assert measure.relative_l2(found, expected) < 1e-5
 
 
+def test_weights_are_packed_once(dry):
+    """While the measuring keeps packed weights, a call packs none; other weights are packed anew."""
+    reason = backends.unavailable("triton")
+    if reason:
+        pytest.skip(reason)
+    from slowfast_kernels.ops.conv_bn_act3d import triton as conv
+
+    one, two = (torch.randn(4, 3, 1, 1, 1) for _ in range(2))
+    before = conv.pack
+    with kernels.packing_once():
+        first = conv.pack(one, dtype=torch.float32)
+        assert conv.pack(one, dtype=torch.float32) is first
+        other = conv.pack(two, dtype=torch.float32)
+        assert torch.equal(other.weight, two.view(4, 3)) and torch.equal(first.weight, one.view(4, 3))
+        assert conv.pack(one, dtype=torch.bfloat16).weight.dtype == torch.bfloat16
+    assert conv.pack is before
+
+
+AHEAD = """
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+from slowfast_kernels import ops
+from slowfast_kernels.bench.gpu import kernels
+from slowfast_kernels.ops.conv_bn_act3d import triton as conv
+
+class Driver:  # as much of one as a compiler asks for
+    def get_current_target(self): return GPUTarget("cuda", 90, 32)
+    def get_current_device(self): return 0
+    def get_current_stream(self, device): return 0
+
+driver.set_active(Driver())
+compiled = []
+compile_, run_ = JITFunction.compile if hasattr(JITFunction, "compile") else None, JITFunction.run
+x, weight = torch.randn(1, 16, 2, 4, 4), torch.randn(16, 16, 1, 1, 1)
+call = lambda k: conv.run(x, weight, None, None, None, [1, 1, 1], [k, 0, 0], [1, 1, 1], True)
+with kernels.compiling_ahead() as ahead:
+    assert ahead
+    call(0), call(1)
+assert JITFunction.run is run_
+kept = [k for cache in conv.conv_kernel.device_caches.values() for k in cache[0].values()]
+assert len(kept) == 2 and all("ptx" in k.asm for k in kept), kept
+print("compiled", len(kept))
+"""
+
+
+def test_kernels_are_compiled_ahead_by_threads(tmp_path):
+    """Both kernels of the block are compiled, none is launched: there is no device."""
+    if backends.unavailable("triton"):
+        pytest.skip("no triton")
+    env = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", AHEAD], capture_output=True, text=True, timeout=300, env=env)
+    assert done.stdout.strip() == "compiled 2", done.stdout + done.stderr
+
+
+def test_an_interpreter_compiles_nothing_ahead():
+    if not backends.simulated("triton"):
+        pytest.skip("kernels are compiled here")
+    with kernels.compiling_ahead() as ahead:
+        assert not ahead
+
+
+def test_an_item_whose_time_is_over_leaves_out_the_last(dry):
+    x = torch.ones(3)
+    made = []
+
+    def contender(name, ours):
+        made.append(name)
+        dry.item_deadline = 0.0 if len(made) == 3 else dry.item_deadline
+        return Contender(name, [lambda: x], ours=ours)
+
+    names = {"mine": True, "also": True, "peer": False, "last": False}
+    builders = {n: functools.partial(contender, n, ours) for n, ours in names.items()}
+    record = measure.compare(dry, builders, x, x, dtype="fp32", what="model", batch=8, flops=0, bytes=12)
+    assert made == ["mine", "also", "peer"] and record["missing"] == {"last": measure.NO_TIME}
+    assert {r["who"] for r in record["rows"]} == {"mine", "also", "peer"}
+    document, _ = command.document_of(STAMP, DRY, {"model": command.Part(records=[record])}, "test")
+    assert command.failures(document) == []
+
+
+@pytest.mark.parametrize("name", ["laterals", "slow res2"])
+def test_planned_parts_are_among_the_contenders(name, dry):
+    """As a frozen model holds its layers, on two sets of inputs; the GPU's deep stages are made the same way."""
+    reason = backends.unavailable("triton")
+    if reason:
+        pytest.skip(reason)
+    (found,) = network._measure_part(dry, name, 1, "bf16")
+    row = next(r for r in found["rows"] if r["who"] == network.FROZEN)
+    assert row["green"] and row["ours"] and " by " in row["note"]
+    assert found["flops"] > 0 and len(found["units"]) == {"laterals": 4, "slow res2": 1}[name]
+
+
+def test_deep_stages_have_inputs_of_their_own(dry):
+    for name in network.DEEP:
+        _, ((maps,),), (plain,), _ = network._part(dry, name, 1, 1)
+        assert plain(maps).isfinite().all() and maps.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_work_counts_every_layer_once(subject):
+    clips = [x.contiguous() for x in subject.inputs]
+    units = network.work_of([subject.model], [clips], torch.bfloat16)
+    head = 2 * subject.model.head.proj.weight.numel() * subject.inputs[0].shape[0]
+    assert len(units) == 2 + 4 + 10 + 1  # stems, laterals, blocks, head
+    convolutions = sum(flops for flops, _ in units[:-1])
+    assert convolutions == 2 * subject.macs - head
+    record = {"dtype": "bf16", "rows": [], "flops": 0, "bytes": 0, "units": [[2e9, 0], [0, 3e9]]}
+    derived = results.derive(record, {"bf16_gflops": 1.0, "copy_gbs": 1.0})
+    assert derived["floor_s"] == pytest.approx(5.0)  # each unit at its own limit
+
+
+def test_a_pool_on_a_view_is_the_pool():
+    x = torch.randn(2, 5, 3, 9, 8)
+    for memory in (torch.contiguous_format, torch.channels_last_3d):
+        y = x.contiguous(memory_format=memory)
+        for window, stride, padding in (((1, 3, 3), (1, 2, 2), (0, 1, 1)), ((1, 3, 3), (2, 2, 2), (0, 1, 1))):
+            pool = nn.MaxPool3d(window, stride, padding)
+            assert torch.equal(peers.views_2d(pool)(y), pool(x))
+
+
 def test_a_missing_peer_is_reported_with_its_reason(dry):
     def lost():
         raise peers.Unavailable("torchvision: no module")
@@ -507,6 +730,8 @@ def test_targets_compare_the_best_green_with_the_best_green():
     )  # fmt: skip
     assert rows["model 8"].ratio == 1.4 and rows["model 8"].verdict == "missed"
     assert rows["model 8"].peer_who == "fused_cudnn"
+    # what was not measured may be the best peer: said beside the verdict
+    assert rows["model 8"].note == "without compile_autotune" and rows["eager"].note == ""
     assert rows["eager"].ratio == 4.0 and rows["eager"].verdict == "met"
     assert rows["fast stem"].ratio == 3.5 and rows["fast stem"].ours_who == "triton"
     assert rows["slow stem"].ratio is None and rows["slow stem"].verdict.startswith("parity red")
@@ -637,8 +862,9 @@ class StandIn:
                 return end.at - self.at
 
         @contextlib.contextmanager
-        def graph(made, stream, capture_error_mode):
+        def graph(made, pool, stream, capture_error_mode):
             assert isinstance(made, Graph) and stream == "stream" and capture_error_mode == "thread_local"
+            assert pool == "pool"
             outer.capturing = True
             try:
                 yield
@@ -651,8 +877,12 @@ class StandIn:
         monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
         monkeypatch.setattr(torch.cuda, "Event", Event)
         monkeypatch.setattr(torch.cuda, "graph", graph)
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (4 << 20, 8 << 20))
+        monkeypatch.setattr(machine_module, "SETTLE_SECONDS", 0.0)
         device = types.SimpleNamespace(L2_cache_size=60 << 20)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda which: device)
         machine = Machine(Setting(rounds=3))
@@ -682,16 +912,16 @@ def test_the_way_of_a_gpu_with_a_stand_in(monkeypatch):
     rows = {r["who"]: r for r in record["rows"]}
     assert [rows[n]["graph"] for n in ("two", "eager", "waits")] == [True, False, False]
     assert rows["waits"]["note"].startswith("no graph: operation not permitted")
-    assert calls == [0, *[0, 1] * 4]  # the check, three times warm, captured: never called while timed
-    # two calls in half a millisecond are too short for a sample: repeated
-    assert rows["two"]["repeats"] == 2 * 2 and stand_in.replays == 1 + 1 + 3 * 2
-    assert rows["two"]["median_s"] == pytest.approx(0.5e-3 / 4)
+    # the check, three times warm, captured six times over for a graph of twelve: never called while timed
+    assert calls == [0, *[0, 1] * (3 + 6)]
+    # twelve calls in half a millisecond are too short for a sample: repeated
+    assert rows["two"]["repeats"] == 4 * 12 and stand_in.replays == 1 + 1 + 3 * 4
+    assert rows["two"]["median_s"] == pytest.approx(0.5e-3 / 48)
     call = Replayed(machine, lambda v: v * 3, X)
     call(X)
-    assert stand_in.captures == 2 and stand_in.replays == 9
+    assert stand_in.captures == 2 and stand_in.replays == 15
     assert machine.sets(1 << 20, 8) == 12 and machine.sets(100 << 20, 8) == 2 and machine.sets(1, 1) == 1
-    machine.poison()
-    machine.tidy()
+    machine.poison_everything()
     assert machine.alive() and not machine.late()
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits_forever())
     assert not machine.alive()
@@ -739,6 +969,23 @@ def test_the_stamp_of_a_gpu(monkeypatch):
     assert stamp["capability"] == "9.0" and stamp["driver"] == "580.1"
     assert stamp["clocks"].startswith("SM 345 MHz, memory 3201 MHz, SM at most 1980 MHz")
     assert "clocks: SM 345 MHz" in "\n".join(results.gpu_lines(stamp))
+
+
+def test_clocks_are_watched(monkeypatch):
+    lines = [
+        "1980, 3201, 350.5, 40, 0x0000000000000001",
+        "1500, 3201, 699.0, 61, 0x0000000000000004",
+        "[N/A], 1, 1, 1, 0x0",
+    ]
+    monkeypatch.setattr(command, "_output", lambda *words: lines.pop(0) if lines else None)
+    watch = command.Clocks(every=0.01)
+    watch._thread.join(timeout=30)
+    text = watch.since_last()
+    assert text == (
+        "SM 1500 to 1980, median 1740 MHz, memory 3201 MHz, 699 W, 61 C at most, held down by power cap"
+    )
+    assert watch.since_last() == ""
+    watch.close()
 
 
 @pytest.mark.gpu
