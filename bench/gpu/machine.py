@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from slowfast_kernels import precision
 from slowfast_kernels.bench import harness
 from slowfast_kernels.ops._cases import Args, Case, Draw
+from slowfast_kernels.plans.graph import captured
 
 #: How values are stored and multiplied. "tf32" is float32 in memory with products rounded to 11 bits.
 DTYPES = {
@@ -226,21 +227,10 @@ class Machine:
 
     @contextlib.contextmanager
     def captured(self) -> Iterator[torch.cuda.CUDAGraph]:
-        """Capture the block in a graph, on the session's stream. Where that fails it raises, and later captures work:
-        PyTorch by itself leaves the allocator in the belief that the failed one goes on."""
-        graph, pool, index = (
-            torch.cuda.CUDAGraph(),
-            torch.cuda.graph_pool_handle(),
-            torch.cuda.current_device(),
-        )
-        try:
-            with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
-                yield graph
-        except BaseException:
-            with contextlib.suppress(RuntimeError, AttributeError):  # it was over already
-                torch._C._cuda_endAllocateToPool(index, pool)
-                torch._C._cuda_releasePool(index, pool)
-            raise
+        """Capture the block in a graph, on the session's stream; raises where that fails, and later captures work."""
+        graph = torch.cuda.CUDAGraph()
+        with captured(graph, self.device, self._stream):
+            yield graph
 
     def prepare(self, contender: Contender) -> Prepared:
         """Warm a contender up and capture it where that is allowed; a failed capture is kept as a note."""

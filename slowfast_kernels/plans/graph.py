@@ -31,14 +31,18 @@ def _capture_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 @contextlib.contextmanager
-def captured(graph: torch.cuda.CUDAGraph, device: torch.device) -> Iterator[None]:
-    """Capture the block in `graph`. Where that fails, it raises and leaves PyTorch as it was.
+def captured(
+    graph: torch.cuda.CUDAGraph, device: torch.device, stream: torch.cuda.Stream | None = None
+) -> Iterator[None]:
+    """Capture the block in `graph`, on `stream` or one of its own. Where that fails, it raises and leaves PyTorch as it
+    was.
 
     ``torch.cuda.graph`` alone would leave the thread on the stream of the failed capture, and the allocator in the
     belief that the capture goes on: every later ``empty_cache`` and every later capture of the process fails then.
     """
     index = torch.cuda.current_device() if device.index is None else device.index
-    stream, pool = _capture_stream(torch.device(device.type, index)), torch.cuda.graph_pool_handle()
+    stream = stream or _capture_stream(torch.device(device.type, index))
+    pool = torch.cuda.graph_pool_handle()
     with _one_capture, torch.cuda.device(index), torch.cuda.stream(torch.cuda.current_stream(index)):
         try:
             with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
