@@ -34,7 +34,8 @@ class Frozen(nn.Module):
     later calls reuse. Training-mode switches have no effect.
 
     On a GPU a plan becomes a CUDA graph at the second call with its shapes, with the Fast pathway on a stream of its
-    own; `capture=False` runs kernel by kernel. A caller who captures calls in a graph of their own keeps this module
+    own; `capture=False` runs kernel by kernel. torch.profiler shows every step as "slowfast::OP STAGE", of a graph the
+    kernels by their own names. A caller who captures calls in a graph of their own keeps this module
     alive, and calls it with no more than four sets of shapes: memory of the least recently used ones is given back.
     """
 

@@ -3,6 +3,7 @@
 import copy
 import resource
 import threading
+from collections import Counter
 
 import pytest
 import torch
@@ -236,3 +237,16 @@ def test_layout_keeps_live_buffers_apart() -> None:
             if x.first <= y.last and y.first <= x.last:
                 assert x.offset + x.nbytes <= y.offset or y.offset + y.nbytes <= x.offset
     assert plan.arena_bytes < 1610
+
+
+def test_a_profilers_trace_names_every_step():
+    model = small_model("slowfast")
+    clips = clips_for(model)
+    frozen = sf.freeze(model)
+    call(frozen, clips)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        call(frozen, clips)
+    counted = {e.key: e.count for e in profile.key_averages() if e.key.startswith("slowfast::")}
+    ((plan, _),) = frozen._plans.values()
+    expected = Counter(f"slowfast::{s.op} {s.stage}" for s in plan.steps)
+    assert len(expected) > 10 and {k: counted.get(k) for k in expected} == expected

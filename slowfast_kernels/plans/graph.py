@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from .plan import Input, Instance, Plan
+from .plan import Input, Instance, Plan, traced
 
 #: GPU cycles in which the host starts a step, with plenty to spare: some 100 us.
 CYCLES_OF_A_STEP = 200_000
@@ -104,7 +104,8 @@ class StreamedInstance(Instance):
         replayed = capture and self.graph is not None
         if replayed:
             assert self.graph is not None
-            self.graph.replay()
+            with traced("slowfast::graph"):  # its kernels stand there by their own names
+                self.graph.replay()
             self.produced.update(self.captured)  # a run step by step may have been in between
             result = self.result
         else:

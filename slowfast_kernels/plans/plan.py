@@ -7,6 +7,7 @@ argument bound to it; a run is a loop over bound calls.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -117,6 +118,11 @@ class Step:
     produces: View | None = None  # the buffer that the returned tensor is
 
     @property
+    def name(self) -> str:
+        """What a profiler's trace shows: "slowfast::bottleneck3d res2.slow"."""
+        return f"slowfast::{self.op} {self.stage}"
+
+    @property
     def views(self) -> list[View]:
         """Memory that the step reads or writes."""
         return [a for a in self.args if isinstance(a, View)] + ([self.produces] if self.produces else [])
@@ -199,6 +205,15 @@ class Plan:
             self.arena_bytes = max(self.arena_bytes, at + b.nbytes)
 
 
+def traced(name: str) -> contextlib.AbstractContextManager[Any]:
+    """The block under a name in the trace of a running torch.profiler; nothing, and no time, without one."""
+    return (
+        torch.profiler.record_function(name)
+        if torch.autograd._profiler_enabled()
+        else contextlib.nullcontext()
+    )
+
+
 class Instance:
     """A plan bound to memory of its own; one thread at a time may run it."""
 
@@ -224,7 +239,8 @@ class Instance:
                 else a
                 for a in args
             ]
-        result = fn(*args)
+        with traced(self.plan.steps[i].name):
+            result = fn(*args)
         if (produces := self.plan.steps[i].produces) is not None:
             self.produced[id(produces.buffer)] = result
         return result
