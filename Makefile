@@ -18,7 +18,7 @@ demo: $(VENV)/.built
 	    --json demo.json --plot demo.png
 
 # One process a core with one thread each: the tests' tensors are too small to share.
-test: $(VENV)/.built $(VENV)/.test
+test: $(VENV)/.built $(VENV)/.test $(VENV)/.triton
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal $(ARGS)
 
 bench: $(VENV)/.built $(VENV)/.bench
@@ -68,6 +68,11 @@ $(VENV)/.built: $(VENV)/.env $(NATIVE)
 $(VENV)/.test: $(VENV)/.env tests/requirements.txt tests/requirements-nodeps.txt
 	$(PIP) install -q -r tests/requirements.txt
 	$(PIP) install -q --no-deps -r tests/requirements-nodeps.txt
+	@touch $@
+
+# The oldest Triton that the kernels have to compile with, beside the newest in $(VENV).
+$(VENV)/.triton: $(VENV)/.env tests/requirements-triton.txt
+	$(PIP) install -q --no-deps --upgrade --target build/triton-3.6 -r tests/requirements-triton.txt
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.env

@@ -2,25 +2,29 @@
 
     python -m slowfast_kernels._triton.aot [--ops ...] [--dtypes bf16 fp16 fp32] [--targets 80 90] [--json FILE]
 
-The calls come from the ops' ``cases.py``, on meta tensors; equal starts are compiled once. Prints, or writes,
-one row a kernel: registers, spilled bytes, shared memory, whether it uses wgmma. Exit status 1 if a kernel does
-not compile, spills, or does not fit in shared memory.
+The calls come from the ops' ``cases.py``, on meta tensors, with 1, 8 and 32 clips; equal starts are compiled once.
+Prints, or writes, one row a kernel: registers, spilled bytes, shared memory, whether it uses wgmma; and the version of
+Triton. Exit status 1 if a kernel does not compile, spills, or does not fit in shared memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import triton
 from tqdm import tqdm
 
 from slowfast_kernels import precision
@@ -34,12 +38,33 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 #: Shared memory that one block may have, bytes, by compute capability.
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 
+#: Clips of a call: latency, the documented shapes, throughput. Tiles depend on it.
+BATCHES = (1, 8, 32)
 
-def recorded(op: str, dtype: torch.dtype, batch: int = 8) -> list[tuple[str, Launch]]:
-    """(case, start) of every kernel that the real cases of a public op start through its Triton provider."""
+
+@dataclass(frozen=True)
+class Start:
+    """A kernel start and the call it was met in first. dtype: as printed, with the mode of float32 products."""
+
+    op: str
+    case: str
+    batch: int
+    dtype: str
+    launch: Launch
+
+    def row(self) -> dict[str, Any]:
+        return {
+            "op": self.op, "kernel": self.launch.name, "case": self.case, "batch": self.batch, "dtype": self.dtype,
+            "warps": self.launch.warps, "stages": self.launch.stages,
+            "constants": {k: v for k, v in self.launch.constants if v is not None},
+        }  # fmt: skip
+
+
+def recorded(op: str, dtype: torch.dtype, batch: int = 8, real: bool = True) -> list[tuple[str, Launch]]:
+    """(case, start) of every kernel that the real, or the other, cases of a public op start through Triton."""
     found = []
     for case in cases_of(op):
-        if not case.real:
+        if case.real != real:
             continue
         args, kwargs = case.args(dtype=dtype, device="meta", batch=batch)
         if f"{op}_bwd" in OPS:  # its gradient has kernels of its own
@@ -59,23 +84,41 @@ def recorded(op: str, dtype: torch.dtype, batch: int = 8) -> list[tuple[str, Lau
     return found
 
 
-def unique(ops: list[str], dtypes: list[str]) -> list[tuple[str, str, str, Launch]]:
-    """(op, case, dtype, start), one for each machine code."""
-    kept: dict[Any, tuple[str, str, str, Launch]] = {}
+@functools.cache
+def unique(
+    ops: tuple[str, ...],
+    dtypes: tuple[str, ...],
+    batches: tuple[int, ...] = BATCHES,
+    configurations: bool = False,
+) -> list[Start]:
+    """Every start of the real cases once, and one of each kernel that only other cases reach.
+
+    configurations: only the first of the starts that differ in nothing but what 16 divides.
+    """
+    kept: dict[Any, Start] = {}
     for op in ops:
         for name in dtypes:
             for mode in precision.FP32_MODES if name == "fp32" else ("auto",):
+                label = name if mode == "auto" else f"{name} {mode}"
                 with precision.fp32_precision(mode):
-                    for case, item in recorded(op, DTYPES[name]):
-                        label = name if mode == "auto" else f"{name} {mode}"
-                        kept.setdefault(item.key, (op, case, label, item))
+                    met = [
+                        Start(op, case, batch, label, item)
+                        for batch in batches
+                        for case, item in recorded(op, DTYPES[name], batch)
+                    ]
+                    seen = {start.launch.name for start in met}
+                    for case, item in recorded(op, DTYPES[name], batches[0], real=False):
+                        if item.name not in seen:
+                            seen.add(item.name)
+                            met.append(Start(op, case, batches[0], label, item))
+                for start in met:
+                    item = start.launch
+                    kept.setdefault(item.configuration if configurations else item.key, start)
     return list(kept.values())
 
 
 def cuobjdump() -> str:
     """The disassembler inside the triton package, or the one on the PATH."""
-    import triton
-
     inside = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     return str(inside) if inside.exists() else "cuobjdump"
 
@@ -92,13 +135,10 @@ def resources(cubin: bytes) -> dict[str, int]:
     return {key.lower(): int(found[key]) for key in ("REG", "STACK", "LOCAL")}
 
 
-def row_of(op: str, case: str, dtype: str, item: Launch, capability: int) -> dict[str, Any]:
+def row_of(start: Start, capability: int) -> dict[str, Any]:
     """Compile one start and describe the result."""
-    row: dict[str, Any] = {
-        "op": op, "kernel": item.name, "case": case, "dtype": dtype, "target": f"sm_{capability}",
-        "warps": item.warps, "stages": item.stages, "constants": {k: v for k, v in item.constants if v is not None},
-        "error": None,
-    }  # fmt: skip
+    item = start.launch
+    row: dict[str, Any] = {**start.row(), "target": f"sm_{capability}", "error": None}
     try:
         kernel = compile_launch(item, capability)
     except Exception as error:
@@ -117,32 +157,46 @@ def row_of(op: str, case: str, dtype: str, item: Launch, capability: int) -> dic
     return row
 
 
-def _share(indices: list[int], ops: list[str], dtypes: list[str], targets: list[int]) -> list[dict[str, Any]]:
-    # Kernels do not travel between processes: each collects the starts itself and compiles its share.
+def _rows(which: tuple[Any, ...], indices: Sequence[int], targets: Sequence[int]) -> list[dict[str, Any]]:
+    # Kernels do not travel between processes: each has a list of the starts of its own.
     torch.set_num_threads(1)
-    items = unique(ops, dtypes)
-    return [row_of(*items[i], target) for i in indices for target in targets]
+    starts = unique(*which)
+    return [row_of(starts[i], target) for i in indices for target in targets]
 
 
 def compile_all(
-    ops: list[str], dtypes: list[str], targets: list[int], jobs: int = 1, progress: bool = False
+    which: tuple[Any, ...],
+    targets: Sequence[int],
+    share: tuple[int, int] = (1, 1),
+    jobs: int = 1,
+    progress: bool = False,
 ) -> list[dict[str, Any]]:
-    """Rows of every kernel of ``ops`` for every target."""
-    count = len(unique(ops, dtypes))
-    chunks = [list(range(start, min(start + 4, count))) for start in range(0, count, 4)]
+    """Rows of the starts of ``unique(*which)`` for every target.
+
+    share: (K, N): of every N-th start only, from the K-th on.
+    """
+    indices = range(share[0] - 1, len(unique(*which)), share[1])
+    chunks = [indices[i : i + 4] for i in range(0, len(indices), 4)]
     rows: list[dict[str, Any]] = []
-    bar = tqdm(total=count * len(targets), desc="compiling", disable=not progress)
+    bar = tqdm(total=len(indices) * len(targets), desc="compiling", disable=not progress)
     if jobs <= 1:
         for chunk in chunks:
-            rows += _share(chunk, ops, dtypes, targets)
+            rows += _rows(which, chunk, targets)
             bar.update(len(chunk) * len(targets))
     else:
         with ProcessPoolExecutor(jobs) as pool:
-            for part in [pool.submit(_share, chunk, ops, dtypes, targets) for chunk in chunks]:
+            for part in [pool.submit(_rows, which, chunk, targets) for chunk in chunks]:
                 rows += part.result()
                 bar.update(len(part.result()))
     bar.close()
     return rows
+
+
+def _share(text: str) -> tuple[int, int]:
+    k, n = (int(number) for number in text.split("/"))
+    if not 1 <= k <= n:
+        raise ValueError
+    return k, n
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -152,23 +206,45 @@ def main(argv: list[str] | None = None) -> int:
     with_triton = [op for op in op_names() if "triton" in OPS[op].providers]
     parser.add_argument("--ops", nargs="*", default=with_triton, choices=with_triton, metavar="OP")
     parser.add_argument("--dtypes", nargs="*", default=list(DTYPES), choices=list(DTYPES))
+    parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES), metavar="CLIPS")
     parser.add_argument("--targets", nargs="*", type=int, default=[80, 90], choices=list(SHARED_LIMIT))
+    parser.add_argument(
+        "--configurations", action="store_true", help="one start of those that differ in alignment"
+    )
+    parser.add_argument(
+        "--share", type=_share, default=(1, 1), metavar="K/N", help="the K-th of N equal parts"
+    )
+    parser.add_argument("--list", action="store_true", help="what would be compiled, without compiling it")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", help="write the rows to this file")
     args = parser.parse_args(argv)
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         parser.error("TRITON_INTERPRET=1 is set: the interpreter does not compile")
-    rows = compile_all(args.ops, args.dtypes, args.targets, args.jobs, progress=sys.stderr.isatty())
+    which = (tuple(args.ops), tuple(args.dtypes), tuple(args.batches), args.configurations)
+    starts = unique(*which)
+    if args.list:
+        rows = [start.row() for start in starts]
+        bad = []
+    else:
+        rows = compile_all(which, args.targets, args.share, args.jobs, progress=sys.stderr.isatty())
+        bad = [r for r in rows if r["error"] or r["spills"]]
     if args.json:
-        Path(args.json).write_text(json.dumps(rows, indent=1))
-    bad = [r for r in rows if r["error"] or r["spills"]]
+        document = {"triton": triton.__version__, "starts": len(starts), "rows": rows}
+        Path(args.json).write_text(json.dumps(document, indent=1))
     for r in rows if not args.json else bad:
+        where = f"{r['kernel']:20s} {r['dtype']:11s} {r['batch']:3d} x {r['case']:24s}"
+        if args.list:
+            print(f"{where} {r['warps']} warps, {r['stages']} stages")
+            continue
         state = r["error"] or (
             f"{r['registers']:3d} registers, {r['spills']} spilled, {r['shared']:6d} shared"
             f"{', wgmma' if r['wgmma'] else ', mma' if r['mma'] else ''}"
         )
-        print(f"{r['target']} {r['kernel']:28s} {r['dtype']:12s} {r['case']:32s} {state}")
-    print(f"{len(rows)} kernels compiled, {len(bad)} with errors or spills")
+        print(f"{r['target']} {where} {state}")
+    if args.list:
+        print(f"Triton {triton.__version__}: {len(rows)} starts")
+    else:
+        print(f"Triton {triton.__version__}: {len(rows)} kernels compiled, {len(bad)} with errors or spills")
     return 1 if bad else 0
 
 

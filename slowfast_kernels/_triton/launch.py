@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,8 +54,13 @@ class Launch:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Equal for starts that share their machine code."""
-        return (self.name, self.types, self.constants, self.divisible, self.warps, self.stages, self.fusion)
+        """Equal for starts that share their machine code: Triton's own hash of the source, and the options."""
+        return (_source(self).hash(), self.warps, self.stages, self.fusion)
+
+    @property
+    def configuration(self) -> tuple[Any, ...]:
+        """Equal for starts that differ in nothing but what 16 divides: same types, constants, tiles, warps."""
+        return replace(self, divisible=()).key
 
 
 _recorded: ContextVar[list[Launch] | None] = ContextVar("slowfast_recorded_launches", default=None)
@@ -158,17 +163,22 @@ def next_power_of_2(n: int, low: int = 1, high: int = 1 << 30) -> int:
     return max(low, min(high, int(triton.next_power_of_2(max(1, n)))))
 
 
-def compile_launch(item: Launch, capability: int) -> Any:
-    """Triton's compiled kernel of a recorded start for compute capability ``capability`` (80, 90); no GPU needed."""
-    from triton.backends.compiler import GPUTarget
+def _source(item: Launch) -> Any:
+    """What Triton compiles for a recorded start."""
     from triton.compiler import ASTSource
 
     names = [n for n, _ in item.types]
-    source = ASTSource(
+    return ASTSource(
         item.kernel,
         dict(item.types),
         constexprs={(names.index(n),): v for n, v in item.constants},
         attrs={(names.index(n),): [["tt.divisibility", 16]] for n in item.divisible},
     )
+
+
+def compile_launch(item: Launch, capability: int) -> Any:
+    """Triton's compiled kernel of a recorded start for compute capability ``capability`` (80, 90); no GPU needed."""
+    from triton.backends.compiler import GPUTarget
+
     options = {"num_warps": item.warps, "num_stages": item.stages, "enable_fp_fusion": item.fusion}
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return triton.compile(_source(item), target=GPUTarget("cuda", capability, 32), options=options)
