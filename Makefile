@@ -6,6 +6,7 @@
 PYTHON ?= python3
 TORCH ?=
 VENV := .venv
+OLD_TRITON := build/triton-3.6
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py
@@ -18,7 +19,7 @@ demo: $(VENV)/.built
 	    --json demo.json --plot demo.png
 
 # One process a core with one thread each: the tests' tensors are too small to share.
-test: $(VENV)/.built $(VENV)/.test $(VENV)/.triton
+test: $(VENV)/.built $(VENV)/.test $(OLD_TRITON)/.installed
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal $(ARGS)
 
 bench: $(VENV)/.built $(VENV)/.bench
@@ -71,8 +72,8 @@ $(VENV)/.test: $(VENV)/.env tests/requirements.txt tests/requirements-nodeps.txt
 	@touch $@
 
 # The oldest Triton that the kernels have to compile with, beside the newest in $(VENV).
-$(VENV)/.triton: $(VENV)/.env tests/requirements-triton.txt
-	$(PIP) install -q --no-deps --upgrade --target build/triton-3.6 -r tests/requirements-triton.txt
+$(OLD_TRITON)/.installed: $(VENV)/.env tests/requirements-triton.txt
+	$(PIP) install -q --no-deps --upgrade --target $(OLD_TRITON) -r tests/requirements-triton.txt
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.env
