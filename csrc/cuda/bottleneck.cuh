@@ -114,10 +114,12 @@ SF_KERNEL SF_LAUNCH_BOUNDS(fast_block_threads(C),
         const int v = out_x * p.stride - p.dilation + i % s.halo_w;
         inside[i] = y >= 0 && y < p.height && v >= 0 && v < p.width ? y * p.width + v : -1;
     }
+    // Rows that stand for no pixel read what the one before them reads.
+    const int line = tile::line_rows(p.tile_h, p.tile_w, s.rows);
     for (int i = thread_x(); i < s.rows; i += kThreads) {
-        const int y = i / p.tile_w, v = i % p.tile_w;
-        const bool in_tile = y < p.tile_h;
-        window[i] = in_tile ? (y * s.halo_w + v) * p.stride : 0;
+        const int y = i / line, v = i % line;
+        const bool in_tile = y < p.tile_h && v < p.tile_w;
+        window[i] = y < p.tile_h ? (y * s.halo_w + (v < p.tile_w ? v : p.tile_w - 1)) * p.stride : 0;
         const bool in_frame = in_tile && out_y + y < p.out_height && out_x + v < p.out_width;
         out_at[i] = in_frame ? (out_y + y) * p.out_width + out_x + v : -1;
     }
@@ -128,7 +130,11 @@ SF_KERNEL SF_LAUNCH_BOUNDS(fast_block_threads(C),
     syncthreads();
 
     const int units = p.cin / 8;
-    const int first_row = thread_x() / units, first_unit = thread_x() % units;
+    int first_row = thread_x() / units, first_unit = thread_x() % units;
+    if (units == 4) {  // eight lanes bring half of four rows, two apart, which are in different banks
+        first_row = 8 * warp() + lane() / 2 % 4 * 2 + lane() / 8 % 2;
+        first_unit = lane() / 16 * 2 + lane() % 2;
+    }
     const int row_step = kThreads / units, unit_step = kThreads % units;
     auto fetch = [&](int frame) {
         T* to = ring + frame % s.ring * s.x_frame;
@@ -153,7 +159,8 @@ SF_KERNEL SF_LAUNCH_BOUNDS(fast_block_threads(C),
     const T* weights_c = weights_b + ceil_div(9 * C, 16) * kStep;
     const T* weights_s = weights_c + ceil_div(C, 16) * 16 * s.wide;
     const int a_tasks = ceil_div(s.halo, kFastBlockRows), b_tasks = s.rows / kFastBlockRows;
-    const int group = lane() / 4, quarter = lane() % 4;
+    const int group = tile::pixel_of(lane() / 4), quarter = lane() % 4;
+    const int load_row = lane() / 8 % 2 * 8 + tile::pixel_of(lane() % 8);  // of a tile of 16
 
     for (int u = first - 1; u < last; ++u) {
         cp_async_wait<0>();
@@ -173,8 +180,8 @@ SF_KERNEL SF_LAUNCH_BOUNDS(fast_block_threads(C),
                 int at[kM];
                 SF_UNROLL
                 for (int m = 0; m < kM; ++m) {
-                    const int row = row0 + 16 * m + lane() % 16;
-                    at[m] = (row < s.halo ? row : 0) * s.x_pitch;
+                    const int row = row0 + 16 * m + load_row;
+                    at[m] = (row < s.halo ? row : s.halo - 1) * s.x_pitch;
                 }
                 float acc[kM][kTiles][4];
                 tile::clear(acc);
@@ -187,6 +194,8 @@ SF_KERNEL SF_LAUNCH_BOUNDS(fast_block_threads(C),
                     tile::multiply_channels<T, kM, kTiles>(acc, rows, p.cin, weights + tap * x_steps * kStep,
                                                            kStep);
                 }
+                // Read once: what is stored in between might, for all the compiler knows, change it.
+                const auto shift = tile::shift_of<2 * kJoined>(shifts + 2 * kJoined * quarter);
                 SF_UNROLL
                 for (int m = 0; m < kM; ++m) {
                     SF_UNROLL
@@ -198,7 +207,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(fast_block_threads(C),
                         auto v = tile::row_of<kJoined>(acc[m], half);
                         SF_UNROLL
                         for (int i = 0; i < 2 * kJoined; ++i) {
-                            v[i] = in ? tile::relu(v[i] + shifts[2 * kJoined * quarter + i]) : 0.0f;
+                            v[i] = in ? tile::relu(v[i] + shift[i]) : 0.0f;
                         }
                         store(result + row * kPitch + 2 * kJoined * quarter, from_float<T>(v));
                     }
@@ -214,7 +223,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(fast_block_threads(C),
                 tile::clear(acc);
                 const T* rows[kM];
                 SF_UNROLL
-                for (int m = 0; m < kM; ++m) rows[m] = a_frame + window[row0 + 16 * m + lane() % 16] * kPitch;
+                for (int m = 0; m < kM; ++m) rows[m] = a_frame + window[row0 + 16 * m + load_row] * kPitch;
                 const int step_y = p.dilation * s.halo_w * kPitch, step_x = p.dilation * kPitch;
                 if constexpr (C == 8) {
                     // Two taps are 16 products.
@@ -277,12 +286,13 @@ SF_KERNEL SF_LAUNCH_BOUNDS(fast_block_threads(C),
                     const T* rows[kM];
                     SF_UNROLL
                     for (int m = 0; m < kM; ++m) {
-                        rows[m] = x_frame + window[row0 + 16 * m + lane() % 16] * s.x_pitch;
+                        rows[m] = x_frame + window[row0 + 16 * m + load_row] * s.x_pitch;
                     }
                     tile::multiply_channels<T, kM, 4>(acc, rows, p.cin, weights_s + 16 * n, 16 * s.wide);
                 }
                 const int channel = n + 8 * quarter;
                 if (channel >= p.cout) continue;
+                const auto shift = tile::shift_of<8>(shifts + 2 * C + channel);
                 SF_UNROLL
                 for (int m = 0; m < kM; ++m) {
                     SF_UNROLL
@@ -290,10 +300,14 @@ SF_KERNEL SF_LAUNCH_BOUNDS(fast_block_threads(C),
                         const int row = row0 + 16 * m + 8 * half + group;
                         const int pixel = out_at[row];
                         if (pixel < 0) continue;
-                        const T* residual = Shortcut ? nullptr : x_frame + window[row] * s.x_pitch + channel;
-                        const auto v = tile::finished<T>(tile::row_of<4>(acc[m], half),
-                                                         shifts + 2 * C + channel, residual);
-                        store(out_frame + pixel * p.out_pitch + channel, v);
+                        const auto v = tile::row_of<4>(acc[m], half);
+                        T* to = out_frame + pixel * p.out_pitch + channel;
+                        if constexpr (Shortcut) {
+                            store(to, tile::finished<T>(v, shift));
+                        } else {
+                            store(to, tile::finished<T>(
+                                          v, shift, load<8>(x_frame + window[row] * s.x_pitch + channel)));
+                        }
                     }
                 }
             }

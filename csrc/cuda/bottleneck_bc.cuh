@@ -104,6 +104,9 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kPointThreads, 2) void point_kernel(const Point<T> p)
             rows[1] += 16;
         }
     }
+    const int channel0 = column0 + lane() % 4 * 8;
+    const Vec<float, 8> shift[2] = {tile::shift_of<8>(p.shift + channel0),
+                                    tile::shift_of<8>(p.shift + channel0 + 32)};
     SF_UNROLL
     for (int m = 0; m < 2; ++m) {
         SF_UNROLL
@@ -112,10 +115,8 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kPointThreads, 2) void point_kernel(const Point<T> p)
             if (pixel < p.pixels) {
                 SF_UNROLL
                 for (int q = 0; q < 2; ++q) {
-                    const int channel = column0 + 32 * q + lane() % 4 * 8;
-                    const auto v = tile::finished<T>(tile::row_of<4>(acc[m], half, 4 * q), p.shift + channel,
-                                                     static_cast<const T*>(nullptr));
-                    store(p.out + pixel * p.out_pitch + channel, v);
+                    store(p.out + pixel * p.out_pitch + channel0 + 32 * q,
+                          tile::finished<T>(tile::row_of<4>(acc[m], half, 4 * q), shift[q]));
                 }
             }
         }
@@ -233,10 +234,12 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kTailThreads,
         cp_async16(maps + pixel * kPitch + channel,
                    valid ? inner + (int64_t(y) * p.width + v) * p.inner_pitch + channel : inner, valid);
     }
+    // Rows that stand for no pixel read what the one before them reads.
+    const int line = tile::line_rows(p.tile_h, p.tile_w, kRows);
     for (int i = thread_x(); i < kRows; i += kTailThreads) {
-        const int y = i / p.tile_w, v = i % p.tile_w;
-        const bool in_tile = y < p.tile_h;
-        window[i] = in_tile ? (y * s.halo_w + v) * p.stride : 0;
+        const int y = i / line, v = i % line;
+        const bool in_tile = y < p.tile_h && v < p.tile_w;
+        window[i] = y < p.tile_h ? (y * s.halo_w + (v < p.tile_w ? v : p.tile_w - 1)) * p.stride : 0;
         const bool in_frame = in_tile && out_y + y < p.out_height && out_x + v < p.out_width;
         out_at[i] = in_frame ? (out_y + y) * p.out_width + out_x + v : -1;
     }
@@ -354,6 +357,9 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kTailThreads,
         // i to 4 i + 3. Zeros where nothing is stored: the channels behind the last would be NaN for infinite
         // ones.
         uint32_t operand[Chained ? M : 1][kNextSteps][4];
+        Vec<float, 8> shift[2];
+        SF_UNROLL
+        for (int q = 0; q < 2; ++q) shift[q] = tile::shift_of<8>(p.shifts + C + n + 32 * q + 8 * quarter);
         SF_UNROLL
         for (int m = 0; m < M; ++m) {
             SF_UNROLL
@@ -364,9 +370,13 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kTailThreads,
                     const int channel = n + 32 * q + 8 * quarter;
                     Vec<uint32_t, 4> words = {};
                     if (pixel >= 0 && channel < p.cout) {
-                        const T* residual = Shortcut ? nullptr : x + pixel * p.x_pitch + channel;
-                        const auto v = tile::finished<T>(tile::row_of<4>(acc[m], half, 4 * q),
-                                                         p.shifts + C + channel, residual);
+                        const auto sum = tile::row_of<4>(acc[m], half, 4 * q);
+                        Vec<T, 8> v;
+                        if constexpr (Shortcut) {
+                            v = tile::finished<T>(sum, shift[q]);
+                        } else {
+                            v = tile::finished<T>(sum, shift[q], load<8>(x + pixel * p.x_pitch + channel));
+                        }
                         store(out + pixel * p.out_pitch + channel, v);
                         words = bit_cast<Vec<uint32_t, 4>>(v);
                     }
@@ -393,19 +403,18 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kTailThreads,
     }
     if constexpr (Chained) {
         T* to = p.following + frame * p.out_height * p.out_width * p.following_pitch;
-        const float* shift = p.shifts + C + round_up(p.cout, kTailColumns);
+        const float* shifts = p.shifts + C + round_up(p.cout, kTailColumns) + 8 * quarter;
         SF_UNROLL
-        for (int m = 0; m < M; ++m) {
+        for (int q = 0; q < C / 32; ++q) {
+            const auto shift = tile::shift_of<8>(shifts + 32 * q);
             SF_UNROLL
-            for (int half = 0; half < 2; ++half) {
-                const int64_t pixel = out_at[row0 + 16 * m + 8 * half + group];
-                if (pixel >= 0) {
-                    SF_UNROLL
-                    for (int q = 0; q < C / 32; ++q) {
-                        const int channel = 32 * q + 8 * quarter;
-                        const auto v = tile::finished<T>(tile::row_of<4>(following[m], half, 4 * q),
-                                                         shift + channel, static_cast<const T*>(nullptr));
-                        store(to + pixel * p.following_pitch + channel, v);
+            for (int m = 0; m < M; ++m) {
+                SF_UNROLL
+                for (int half = 0; half < 2; ++half) {
+                    const int64_t pixel = out_at[row0 + 16 * m + 8 * half + group];
+                    if (pixel >= 0) {
+                        store(to + pixel * p.following_pitch + 32 * q + 8 * quarter,
+                              tile::finished<T>(tile::row_of<4>(following[m], half, 4 * q), shift));
                     }
                 }
             }

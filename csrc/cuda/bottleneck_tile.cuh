@@ -148,34 +148,51 @@ SF_DEVICE void clear(float (&acc)[M][Tiles][4]) {
     }
 }
 
-// relu(acc + shift + residual) of eight channels, rounded once.
-template <class T>
-SF_DEVICE Vec<T, 8> finished(const Vec<float, 8>& acc, const float* shift, const Vec<float, 8>* residual) {
-    const auto low = load<4>(shift), high = load<4>(shift + 4);
-    Vec<float, 8> v;
-    SF_UNROLL
-    for (int i = 0; i < 4; ++i) {
-        v[i] = acc[i] + low[i];
-        v[i + 4] = acc[i + 4] + high[i];
-    }
-    if (residual != nullptr) {
+// Pixel, of eight that follow one another, that a row of a tensor-core tile stands for: the reversed bits.
+// The two or four rows that are loaded or stored at once are then four or two pixels apart, which with rows
+// of an odd number of 16-byte units are different banks; neighbours would share some.
+SF_DEVICE int pixel_of(int row) {
+    return row % 2 * 4 + row / 2 % 2 * 2 + row / 4;
+}
+
+// Rows between the lines of an output tile: every line begins a new eight rows where that takes no more than
+// `rows`. An ldmatrix tile that breaks within it would meet a bank twice.
+SF_DEVICE int line_rows(int tile_h, int tile_w, int rows) {
+    const int eights = round_up(tile_w, 8);
+    return eights * tile_h <= rows ? eights : tile_w;
+}
+
+// N neighbouring values, aligned for at most four of them. Read once where they are used often: what is
+// stored in between might, for all the compiler knows, change them.
+template <int N>
+SF_DEVICE Vec<float, N> shift_of(const float* at) {
+    if constexpr (N <= 4) {
+        return load<N>(at);
+    } else {
+        Vec<float, N> v;
         SF_UNROLL
-        for (int i = 0; i < 8; ++i) v[i] += (*residual)[i];
+        for (int i = 0; i < N; i += 4) {
+            const auto four = load<4>(at + i);
+            SF_UNROLL
+            for (int j = 0; j < 4; ++j) v[i + j] = four[j];
+        }
+        return v;
     }
+}
+
+// relu(acc + shift [+ residual]) of eight channels, rounded once.
+template <class T>
+SF_DEVICE Vec<T, 8> finished(Vec<float, 8> v, const Vec<float, 8>& shift) {
     SF_UNROLL
-    for (int i = 0; i < 8; ++i) v[i] = relu(v[i]);
+    for (int i = 0; i < 8; ++i) v[i] = relu(v[i] + shift[i]);
     return from_float<T>(v);
 }
-// The residual as it was read; or where it lies, nullptr for none.
 template <class T>
-SF_DEVICE Vec<T, 8> finished(const Vec<float, 8>& acc, const float* shift, const Vec<T, 8>& residual) {
+SF_DEVICE Vec<T, 8> finished(Vec<float, 8> v, const Vec<float, 8>& shift, const Vec<T, 8>& residual) {
     const Vec<float, 8> r = to_float(residual);
-    return finished<T>(acc, shift, &r);
-}
-template <class T>
-SF_DEVICE Vec<T, 8> finished(const Vec<float, 8>& acc, const float* shift, const T* residual) {
-    if (residual == nullptr) return finished<T>(acc, shift, static_cast<const Vec<float, 8>*>(nullptr));
-    return finished<T>(acc, shift, load<8>(residual));
+    SF_UNROLL
+    for (int i = 0; i < 8; ++i) v[i] = relu(v[i] + shift[i] + r[i]);
+    return from_float<T>(v);
 }
 
 }  // namespace slowfast::cuda::tile

@@ -77,7 +77,6 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kWholeThreads, 1) void whole_kernel(const WholeBlock<
 
     const int tiles_w = ceil_div(p.width, p.tile_w), tiles_h = ceil_div(p.height, p.tile_h);
     const int chunks = ceil_div(p.cin, kWholeChunk);
-    const int outputs = p.tile_h * p.tile_w;
 
     // What this thread fetches: its rows of tile `to_fetch`, chunk by chunk.
     const int unit = thread_x() % kUnits, fetch_row = thread_x() / kUnits;
@@ -140,13 +139,16 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kWholeThreads, 1) void whole_kernel(const WholeBlock<
         for (int i = 0; i < kWholeStages - 1; ++i) fetch();
     }
 
+    // Rows that stand for no pixel read what the one before them reads.
+    const int line = tile::line_rows(p.tile_h, p.tile_w, kWholeRows);
     const int warp_row = 32 * warp(), group = lane() / 4, quarter = lane() % 4;
-    const bool has_halo = warp_row < s.halo, has_output = warp_row < outputs;
+    const int load_row = lane() / 8 % 2 * 8 + tile::pixel_of(lane() % 8);  // of 16 pixels of the halo tile
+    const bool has_halo = warp_row < s.halo, has_output = warp_row < line * p.tile_h;
     int window[2];  // first pixel, in the halo tile, of the window of ldmatrix's row
     SF_UNROLL
     for (int m = 0; m < 2; ++m) {
-        const int row = warp_row + 16 * m + lane() % 16;
-        window[m] = row < outputs ? row / p.tile_w * s.halo_w + row % p.tile_w : 0;
+        const int row = warp_row + 16 * m + lane() % 16, y = row / line, v = row % line;
+        window[m] = y < p.tile_h ? y * s.halo_w + (v < p.tile_w ? v : p.tile_w - 1) : 0;
     }
     const int centre = p.dilation * (s.halo_w + 1);
 
@@ -180,26 +182,28 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kWholeThreads, 1) void whole_kernel(const WholeBlock<
                             SF_UNROLL
                             for (int m = 0; m < 2; ++m) {
                                 rows[m] =
-                                    from + whole_unit(warp_row + 16 * m + lane() % 16, 2 * k + lane() / 16);
+                                    from + whole_unit(warp_row + 16 * m + load_row, 2 * k + lane() / 16);
                             }
                             tile::multiply16<T, 2, kTiles>(acc, rows, weights_a + step * kWholeStep);
                         }
                     }
                 }
             }
+            Vec<float, 8> shift[2];
+            SF_UNROLL
+            for (int q = 0; q < 2; ++q) shift[q] = tile::shift_of<8>(p.shift_a + 32 * q + 8 * quarter);
             SF_UNROLL
             for (int i = 0; i < 4; ++i) {
-                const int row = warp_row + 8 * i + group;
+                const int row = warp_row + 8 * i + tile::pixel_of(group);
                 if (row < s.halo) {
                     const int y = out_y - p.dilation + row / s.halo_w;
                     const int v = out_x - p.dilation + row % s.halo_w;
                     const bool inside = y >= 0 && y < p.height && v >= 0 && v < p.width;
                     SF_UNROLL
                     for (int q = 0; q < 2; ++q) {
-                        const int channel = 32 * q + 8 * quarter;
-                        auto v8 = tile::finished<T>(tile::row_of<4>(acc[i / 2], i % 2, 4 * q),
-                                                    p.shift_a + channel, static_cast<const T*>(nullptr));
-                        store(maps + row * kPitch + channel, inside ? v8 : Vec<T, 8>{});
+                        const auto v8 =
+                            tile::finished<T>(tile::row_of<4>(acc[i / 2], i % 2, 4 * q), shift[q]);
+                        store(maps + row * kPitch + 32 * q + 8 * quarter, inside ? v8 : Vec<T, 8>{});
                     }
                 }
             }
@@ -228,9 +232,10 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kWholeThreads, 1) void whole_kernel(const WholeBlock<
         int pixel[4];  // of the frame, or -1
         SF_UNROLL
         for (int i = 0; i < 4; ++i) {
-            const int row = warp_row + 8 * i + group;
-            const int y = out_y + row / p.tile_w, v = out_x + row % p.tile_w;
-            pixel[i] = row < outputs && y < p.height && v < p.width ? y * p.width + v : -1;
+            const int row = warp_row + 8 * i + group, y = row / line, v = row % line;
+            const bool in_tile = y < p.tile_h && v < p.tile_w;
+            const bool inside = in_tile && out_y + y < p.height && out_x + v < p.width;
+            pixel[i] = inside ? (out_y + y) * p.width + out_x + v : -1;
         }
         const int64_t frame_at = frame * p.height * p.width;
         const T* x = p.x + frame_at * p.x_pitch;
@@ -272,20 +277,19 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kWholeThreads, 1) void whole_kernel(const WholeBlock<
                 }
             }
             SF_UNROLL
-            for (int i = 0; i < 4; ++i) {
+            for (int q = 0; q < 2; ++q) {
+                const int channel = n + 32 * q + 8 * quarter;
+                if (channel >= p.cout) continue;
+                const auto shift = tile::shift_of<8>(p.shifts + kWholeInner + channel);
                 SF_UNROLL
-                for (int q = 0; q < 2; ++q) {
-                    const int channel = n + 32 * q + 8 * quarter;
-                    if (pixel[i] >= 0 && channel < p.cout) {
-                        const auto sum = tile::row_of<4>(acc[i / 2], i % 2, 4 * q);
-                        const float* shift = p.shifts + kWholeInner + channel;
-                        if constexpr (Shortcut) {
-                            store(out + pixel[i] * p.out_pitch + channel,
-                                  tile::finished<T>(sum, shift, static_cast<const T*>(nullptr)));
-                        } else {
-                            store(out + pixel[i] * p.out_pitch + channel,
-                                  tile::finished<T>(sum, shift, residual[i][q]));
-                        }
+                for (int i = 0; i < 4; ++i) {
+                    if (pixel[i] < 0) continue;
+                    const auto sum = tile::row_of<4>(acc[i / 2], i % 2, 4 * q);
+                    T* to = out + pixel[i] * p.out_pitch + channel;
+                    if constexpr (Shortcut) {
+                        store(to, tile::finished<T>(sum, shift));
+                    } else {
+                        store(to, tile::finished<T>(sum, shift, residual[i][q]));
                     }
                 }
             }

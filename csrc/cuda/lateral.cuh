@@ -23,24 +23,35 @@ struct LateralArgs {
     bool wide;  // y takes vectors of 16 bytes
 };
 
-// How a warp multiplies its 32 rows of a with all BN rows of b. Rows lie `pitch` elements apart, k in order;
-// d is written as [row][column] of a tile of floats or T.
+// Where 16-byte unit `unit` of a row lies in a tile whose rows have `Units` of them and no gaps between them:
+// swapped such that one unit of eight rows that follow each other is in eight different banks, and the units
+// of one row, or of all rows that share 128 bytes, are as well.
+template <int Units>
+SF_HOST_DEVICE constexpr int lateral_unit(int row, int unit) {
+    constexpr int kRows = Units < 8 ? 8 / Units : 1;
+    return row * Units + (unit ^ (row / kRows % (Units < 8 ? Units : 8)));
+}
+constexpr int kLateralUnits = 4;  // of a row of a and b: a step's values
+
+// How a warp multiplies its 32 rows of a with all BN rows of b, for one step; each() hands its results on, as
+// vectors of neighbouring columns.
 template <class T, int BN>
 struct HalfMath {  // bf16, f16
-    static constexpr int kPad = 8;
     float d[2][BN / 8][4] = {};
 
-    SF_DEVICE void step(const T* a, const T* b, int pitch, int k_count) {
+    SF_DEVICE void step(const T* a, const T* b) {
         SF_UNROLL
-        for (int k = 0; k < k_count; k += 16) {
+        for (int u = 0; u < kLateralUnits; u += 2) {
             uint32_t fa[2][4];
             SF_UNROLL
             for (int i = 0; i < 2; ++i)
-                ldmatrix_x4(fa[i], a + (16 * i + lane() % 16) * pitch + k + lane() / 16 * 8);
+                ldmatrix_x4(fa[i],
+                            a + 8 * lateral_unit<kLateralUnits>(16 * i + lane() % 16, u + lane() / 16));
             SF_UNROLL
             for (int j = 0; j < BN / 16; ++j) {
-                uint32_t fb[4];  // columns 16 j .. + 8: k, k + 8; + 8 .. + 16: k, k + 8
-                ldmatrix_x4(fb, b + (16 * j + lane() / 16 * 8 + lane() % 8) * pitch + k + lane() / 8 % 2 * 8);
+                uint32_t fb[4];  // columns 16 j .. + 8: both units; + 8 .. + 16: both units
+                ldmatrix_x4(fb, b + 8 * lateral_unit<kLateralUnits>(16 * j + lane() / 16 * 8 + lane() % 8,
+                                                                    u + lane() / 8 % 2));
                 SF_UNROLL
                 for (int i = 0; i < 2; ++i) {
                     mma_m16n8k16<T>(d[i][2 * j], fa[i], fb);
@@ -56,8 +67,9 @@ struct HalfMath {  // bf16, f16
             SF_UNROLL
             for (int j = 0; j < BN / 8; ++j) {
                 SF_UNROLL
-                for (int r = 0; r < 4; ++r)
-                    f(16 * i + lane() / 4 + r / 2 * 8, 8 * j + lane() % 4 * 2 + r % 2, d[i][j][r]);
+                for (int half = 0; half < 2; ++half)
+                    f(16 * i + lane() / 4 + half * 8, 8 * j + lane() % 4 * 2,
+                      Vec<float, 2>{d[i][j][2 * half], d[i][j][2 * half + 1]});
             }
         }
     }
@@ -65,26 +77,32 @@ struct HalfMath {  // bf16, f16
 
 template <class T, int BN>
 struct Tf32Math {
-    static constexpr int kPad = 4;
     float d[2][BN / 8][4] = {};
 
-    SF_DEVICE void step(const float* a, const float* b, int pitch, int k_count) {
+    // A lane's four values of a row serve two instructions: any order of k is as good that a and b share.
+    SF_DEVICE void step(const float* a, const float* b) {
         const int g = lane() / 4, t = lane() % 4;
+        const auto values = [=](const float* from, int row) {
+            const auto four = load<4>(from + 4 * lateral_unit<kLateralUnits>(row, t));
+            Vec<uint32_t, 4> v;
+            SF_UNROLL
+            for (int i = 0; i < 4; ++i) v[i] = to_tf32(four[i]);
+            return v;
+        };
+        Vec<uint32_t, 4> fa[2][2];
         SF_UNROLL
-        for (int k = 0; k < k_count; k += 8) {
-            uint32_t fa[2][4];
+        for (int i = 0; i < 4; ++i) fa[i / 2][i % 2] = values(a, 8 * i + g);
+        SF_UNROLL
+        for (int j = 0; j < BN / 8; ++j) {
+            const auto fb = values(b, 8 * j + g);
             SF_UNROLL
-            for (int i = 0; i < 2; ++i) {
+            for (int k = 0; k < 4; k += 2) {
                 SF_UNROLL
-                for (int r = 0; r < 4; ++r)
-                    fa[i][r] = to_tf32(a[(16 * i + g + r % 2 * 8) * pitch + k + t + r / 2 * 4]);
-            }
-            SF_UNROLL
-            for (int j = 0; j < BN / 8; ++j) {
-                const float* from = b + (8 * j + g) * pitch + k + t;
-                const uint32_t fb[2] = {to_tf32(from[0]), to_tf32(from[4])};
-                SF_UNROLL
-                for (int i = 0; i < 2; ++i) mma_m16n8k8_tf32(d[i][j], fa[i], fb);
+                for (int i = 0; i < 2; ++i) {
+                    const uint32_t four[4] = {fa[i][0][k], fa[i][1][k], fa[i][0][k + 1], fa[i][1][k + 1]};
+                    const uint32_t two[2] = {fb[k], fb[k + 1]};
+                    mma_m16n8k8_tf32(d[i][j], four, two);
+                }
             }
         }
     }
@@ -95,8 +113,9 @@ struct Tf32Math {
             SF_UNROLL
             for (int j = 0; j < BN / 8; ++j) {
                 SF_UNROLL
-                for (int r = 0; r < 4; ++r)
-                    f(16 * i + lane() / 4 + r / 2 * 8, 8 * j + lane() % 4 * 2 + r % 2, d[i][j][r]);
+                for (int half = 0; half < 2; ++half)
+                    f(16 * i + lane() / 4 + half * 8, 8 * j + lane() % 4 * 2,
+                      Vec<float, 2>{d[i][j][2 * half], d[i][j][2 * half + 1]});
             }
         }
     }
@@ -104,22 +123,26 @@ struct Tf32Math {
 
 template <class T, int BN>
 struct ExactMath {  // float32 on the ordinary cores
-    static constexpr int kPad = 4;
     float d[8][BN / 8] = {};
 
-    SF_DEVICE void step(const float* a, const float* b, int pitch, int k_count) {
-        const float* rows = a + lane() / 8 * pitch;
-        const float* columns = b + lane() % 8 * pitch;
-        SF_UNROLL
-        for (int k = 0; k < k_count; ++k) {
-            float fb[BN / 8];
+    SF_DEVICE void step(const float* a, const float* b) {
+        SF_NO_UNROLL
+        for (int u = 0; u < kLateralUnits; ++u) {
+            // Units of rows eight apart are swapped alike.
+            const float* columns = b + 4 * lateral_unit<kLateralUnits>(lane() % 8, u);
+            const float* even = a + 4 * lateral_unit<kLateralUnits>(lane() / 8, u);
+            const float* odd = a + 4 * lateral_unit<kLateralUnits>(4 + lane() / 8, u);
             SF_UNROLL
-            for (int j = 0; j < BN / 8; ++j) fb[j] = columns[8 * j * pitch + k];
-            SF_UNROLL
-            for (int i = 0; i < 8; ++i) {
-                const float fa = rows[4 * i * pitch + k];
+            for (int k = 0; k < 4; ++k) {  // value by value: vectors take too many registers
+                float fb[BN / 8];
                 SF_UNROLL
-                for (int j = 0; j < BN / 8; ++j) d[i][j] += fa * fb[j];
+                for (int j = 0; j < BN / 8; ++j) fb[j] = load<1>(columns + 32 * j * kLateralUnits + k)[0];
+                SF_UNROLL
+                for (int i = 0; i < 8; ++i) {
+                    const float fa = load<1>((i % 2 ? odd : even) + 32 * (i / 2) * kLateralUnits + k)[0];
+                    SF_UNROLL
+                    for (int j = 0; j < BN / 8; ++j) d[i][j] += fa * fb[j];
+                }
             }
         }
     }
@@ -128,7 +151,8 @@ struct ExactMath {  // float32 on the ordinary cores
         SF_UNROLL
         for (int i = 0; i < 8; ++i) {
             SF_UNROLL
-            for (int j = 0; j < BN / 8; ++j) f(4 * i + lane() / 8, 8 * j + lane() % 8, d[i][j]);
+            for (int j = 0; j < BN / 8; ++j)
+                f(4 * i + lane() / 8, 8 * j + lane() % 8, Vec<float, 1>{d[i][j]});
         }
     }
 };
@@ -137,11 +161,10 @@ struct ExactMath {  // float32 on the ordinary cores
 template <class T, template <class, int> class Math, int BN, bool Async>
 struct Lateral {
     static constexpr int kThreads = 128, kM = 128, kStages = 3;
-    static constexpr int kVector = 16 / sizeof(T), kK = 4 * kVector, kPitch = kK + Math<T, BN>::kPad;
-    static constexpr int kStage = (kM + BN) * kPitch;
+    static constexpr int kVector = 16 / sizeof(T), kK = kLateralUnits * kVector;
+    static constexpr int kStage = (kM + BN) * kK;
     // The ring, and after it the result on its way out.
-    static constexpr int kOutPitch = BN + kVector;
-    static constexpr int kElements = kStages * kStage > kM* kOutPitch ? kStages * kStage : kM * kOutPitch;
+    static constexpr int kElements = kStages * kStage > kM* BN ? kStages * kStage : kM * BN;
     static constexpr int kSharedBytes = kElements * static_cast<int>(sizeof(T));
     static constexpr int kRows = kM * 4 / kThreads;                      // of a that a thread copies from
     static constexpr int kColumns = (BN * 4 + kThreads - 1) / kThreads;  // of b
@@ -165,13 +188,13 @@ struct Lateral {
     }
 
     SF_DEVICE T* tile_a(int step) const { return ring + step % kStages * kStage; }
-    SF_DEVICE T* tile_b(int step) const { return tile_a(step) + kM * kPitch; }
+    SF_DEVICE T* tile_b(int step) const { return tile_a(step) + kM * kK; }
 
     SF_DEVICE void fill(int step) const {
         const int k = step * kK + thread_x() % 4 * kVector, k_size = p.taps * p.channels;
         const int64_t frame_size = p.frame_pixels * p.x_pitch;
-        T* a = tile_a(step) + thread_x() / 4 * kPitch + thread_x() % 4 * kVector;
-        T* b = tile_b(step) + thread_x() / 4 * kPitch + thread_x() % 4 * kVector;
+        const int to = kVector * lateral_unit<kLateralUnits>(thread_x() / 4, thread_x() % 4);
+        T *a = tile_a(step) + to, *b = tile_b(step) + to;
         if constexpr (Async) {  // a vector lies within one tap
             const int tap = k / p.channels;
             const int64_t at = tap * frame_size + (k - tap * p.channels);
@@ -179,15 +202,15 @@ struct Lateral {
             for (int i = 0; i < kRows; ++i) {
                 const int frame = first[i] + tap;
                 const bool valid = k < k_size && frame >= 0 && frame < p.frames;
-                cp_async16(a + i * (kThreads / 4) * kPitch, valid ? p.x + from[i] + at : p.x, valid);
+                cp_async16(a + i * (kThreads / 4) * kK, valid ? p.x + from[i] + at : p.x, valid);
             }
             SF_UNROLL
             for (int i = 0; i < kColumns; ++i) {
                 const int row = thread_x() / 4 + i * (kThreads / 4);
                 if (row >= BN) break;
                 const bool valid = k < k_size && n0 + row < p.outputs;
-                cp_async16(b + i * (kThreads / 4) * kPitch,
-                           valid ? p.w + int64_t(n0 + row) * k_size + k : p.w, valid);
+                cp_async16(b + i * (kThreads / 4) * kK, valid ? p.w + int64_t(n0 + row) * k_size + k : p.w,
+                           valid);
             }
         } else {
             SF_NO_UNROLL
@@ -198,15 +221,14 @@ struct Lateral {
                 for (int i = 0; i < kRows; ++i) {
                     const int frame = first[i] + tap;
                     const bool valid = k + j < k_size && frame >= 0 && frame < p.frames;
-                    a[i * (kThreads / 4) * kPitch + j] = valid ? p.x[from[i] + at] : T{};
+                    a[i * (kThreads / 4) * kK + j] = valid ? p.x[from[i] + at] : T{};
                 }
                 SF_UNROLL
                 for (int i = 0; i < kColumns; ++i) {
                     const int row = thread_x() / 4 + i * (kThreads / 4);
                     if (row >= BN) break;
                     const bool valid = k + j < k_size && n0 + row < p.outputs;
-                    b[i * (kThreads / 4) * kPitch + j] =
-                        valid ? p.w[int64_t(n0 + row) * k_size + k + j] : T{};
+                    b[i * (kThreads / 4) * kK + j] = valid ? p.w[int64_t(n0 + row) * k_size + k + j] : T{};
                 }
             }
         }
@@ -225,29 +247,33 @@ struct Lateral {
             syncthreads();  // the step's tiles are there, and nobody reads those of the step before
             if (step + kStages - 1 < steps) fill(step + kStages - 1);
             cp_async_commit();
-            math.step(tile_a(step) + warp() * 32 * kPitch, tile_b(step), kPitch, kK);
+            math.step(tile_a(step) + warp() * 32 * kK, tile_b(step));
         }
         cp_async_wait<0>();
         syncthreads();
 
         // Each warp's rows through its part of shared memory, so that whole vectors leave.
-        T* tile = ring + warp() * 32 * kOutPitch;
-        math.each([&](int row, int column, float v) {
-            const int n = n0 + column;
-            if (n < p.outputs) {
-                if (p.scale) v *= p.scale[n];
-                if (p.shift) v += p.shift[n];
+        T* tile = ring + warp() * 32 * BN;
+        constexpr int kAcross = BN / kVector;
+        math.each([&](int row, int column, auto v) {
+            SF_UNROLL
+            for (int i = 0; i < static_cast<int>(sizeof(v) / sizeof(float)); ++i) {
+                const int n = n0 + column + i;
+                if (n < p.outputs) {
+                    if (p.scale) v[i] *= p.scale[n];
+                    if (p.shift) v[i] += p.shift[n];
+                }
+                if (p.relu && v[i] < 0.0f) v[i] = 0.0f;  // NaN passes
             }
-            if (p.relu && v < 0.0f) v = 0.0f;  // NaN passes
-            tile[row * kOutPitch + column] = from_float<T>(v);
+            store(tile + kVector * lateral_unit<kAcross>(row, column / kVector) + column % kVector,
+                  from_float<T>(v));
         });
         syncwarp();
-        constexpr int kAcross = BN / kVector;
         for (int i = lane(); i < 32 * kAcross; i += kWarp) {
-            const int row = i / kAcross, column = i % kAcross * kVector;
+            const int row = i / kAcross, unit = i % kAcross, column = unit * kVector;
             const int64_t m = m0 + warp() * 32 + row;
             if (m >= p.pixels || n0 + column >= p.outputs) continue;
-            const T* source = tile + row * kOutPitch + column;
+            const T* source = tile + kVector * lateral_unit<kAcross>(row, unit);
             T* to = p.y + m * p.y_pitch + n0 + column;
             if (p.wide && n0 + column + kVector <= p.outputs) {
                 store(to, load<kVector>(source));

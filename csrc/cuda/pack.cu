@@ -48,9 +48,9 @@ void pack_cuda(Tensor frames, Tensor slow_index, std::vector<double> mean, std::
         const int64_t rows = one_row ? 1 : h;
         a.pixels = one_row ? h * w : w;
         const int64_t runs =
-            colour ? ceil_div<int64_t>(3 * a.pixels, kPackRun) : ceil_div<int64_t>(a.pixels, kPackPixels);
+            colour ? ceil_div<int64_t>(3 * a.pixels, kPackRun<T>) : ceil_div<int64_t>(a.pixels, kPackPixels);
         STD_TORCH_CHECK(rows * runs < (int64_t(1) << 30) && t < (1 << 30) && slow_index.size(0) < (1 << 30),
-                        "expected frames of fewer than 2^34 values");
+                        "expected frames of fewer than 2^", sizeof(T) == 4 ? 32 : 33, " values");
         a.rows = static_cast<int>(rows);
         a.runs = static_cast<int>(runs);
         a.frames = static_cast<int>(t);
@@ -70,7 +70,7 @@ void pack_cuda(Tensor frames, Tensor slow_index, std::vector<double> mean, std::
         const auto aligned = [](const void* p, int64_t bytes) {
             return reinterpret_cast<uintptr_t>(p) % bytes == 0;
         };
-        const int64_t in = colour ? kPackRun : kPackPixels;
+        const int64_t in = colour ? kPackRun<T> : kPackPixels;
         a.wide_x = a.stride_c == 1 && a.stride_w == 3 && aligned(a.x, in) &&
                    (n == 1 || a.stride_n % in == 0) && (t == 1 || a.stride_t % in == 0) &&
                    (a.rows == 1 || a.stride_h % in == 0) && !(colour && a.reverse);

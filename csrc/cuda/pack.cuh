@@ -1,7 +1,8 @@
 // Decoded frames to the normalised clips of both pathways: every byte is read once.
 //
 // Colour: both clips hold a frame's values in the order of the frame, so that a thread takes a run of them,
-// whatever their channels. One channel (gray, differences in time): a thread keeps its pixels and walks the
+// whatever their channels: as many as it stores at once, for two stores would each write half of every
+// sector. One channel (gray, differences in time): a thread keeps its pixels and walks the
 // frames, with the gray of the frame before in registers.
 #pragma once
 
@@ -9,7 +10,9 @@
 
 namespace slowfast::cuda {
 
-constexpr int kPackThreads = 256, kPackRun = 16, kPackPixels = 4;
+constexpr int kPackThreads = 256, kPackPixels = 4;
+template <class T>
+constexpr int kPackRun = 16 / static_cast<int>(sizeof(T));
 
 template <class T>
 struct PackArgs {
@@ -20,7 +23,7 @@ struct PackArgs {
     int frames, count;
     int rows;                  // rows that follow each other are one row
     int64_t pixels;            // of a row
-    int runs;                  // of a row: of kPackRun values, one channel: of kPackPixels pixels
+    int runs;                  // of a row: of kPackRun<T> values, one channel: of kPackPixels pixels
     int part;                  // frames that a thread walks, one channel only
     float scale[3], shift[3];  // of red, green and blue
     float gray_scale, gray_shift, diff_shift;  // of luma in 1/255000
@@ -53,34 +56,40 @@ SF_DEVICE void store_run(T* to, const float* v, int64_t left, bool wide) {
 }
 
 // N values of frame t to every place of the Slow clip that takes it. A number that names no frame makes its
-// place NaN: the host cannot check numbers that a captured stream will read.
+// place NaN: the host cannot check numbers that a captured stream will read. All lanes take part, each with
+// one of the numbers; `left` is 0 in those that have no values.
 template <class T, int N>
 SF_DEVICE void store_slow(const PackArgs<T>& a, int64_t n, int t, int64_t size, int64_t at, const float* v,
                           int64_t left) {
-    for (int s = 0; s < a.count; ++s) {
-        const int64_t wanted = a.index[s];
-        T* to = a.slow + (n * a.count + s) * size + at;
-        if (wanted == t) store_run<T, N>(to, v, left, a.wide_y);
-        if (t == 0 && (wanted < 0 || wanted >= a.frames)) {
-            float nan[N];
-            SF_UNROLL
-            for (int i = 0; i < N; ++i) nan[i] = bit_cast<float>(0x7fc00000u);
-            store_run<T, N>(to, nan, left, a.wide_y);
+    for (int s0 = 0; s0 < a.count; s0 += kWarp) {
+        const bool has = s0 + lane() < a.count;
+        const int64_t wanted = has ? load_readonly<1>(a.index + s0 + lane())[0] : 0;
+        uint32_t takes = ballot_sync(has && wanted == t);
+        uint32_t none = t == 0 ? ballot_sync(has && (wanted < 0 || wanted >= a.frames)) : 0;
+        T* to = a.slow + (n * a.count + s0) * size + at;
+        for (; (takes | none) != 0; takes >>= 1, none >>= 1, to += size) {
+            if (takes & 1) store_run<T, N>(to, v, left, a.wide_y);
+            if (none & 1) {
+                float nan[N];
+                SF_UNROLL
+                for (int i = 0; i < N; ++i) nan[i] = bit_cast<float>(0x7fc00000u);
+                store_run<T, N>(to, nan, left, a.wide_y);
+            }
         }
     }
 }
 
 template <class T>
 SF_KERNEL SF_LAUNCH_BOUNDS(kPackThreads, 3) void pack_colour_kernel(PackArgs<T> a) {
+    constexpr int kRun = kPackRun<T>;
     const int blocks = ceil_div(a.rows * a.runs, kPackThreads);
     const int i = block_x() % blocks * kPackThreads + thread_x(), frame = block_x() / blocks;
-    if (i >= a.rows * a.runs) return;
     const int row = i / a.runs, k = i % a.runs, t = frame % a.frames;
     const int64_t n = frame / a.frames;
-    // 16 = 3 * 5 + 1: the run's first pixel, and its channel there.
-    const int64_t e = int64_t(k) * kPackRun, pixel = 5 * int64_t(k) + k / 3;
-    const int first = k % 3;
-    const int64_t left = a.pixels * 3 - e;
+    // The run's first pixel, and its channel there.
+    const int64_t e = int64_t(k) * kRun, pixel = kRun / 3 * int64_t(k) + kRun % 3 * k / 3;
+    const int first = kRun % 3 * k % 3;
+    const int64_t left = i < a.rows * a.runs ? a.pixels * 3 - e : 0;
     const uint8_t* from = a.x + n * a.stride_n + t * a.stride_t + row * a.stride_h;
 
     float scale[3], shift[3];  // of the run's values 0, 1, 2, 0, ...
@@ -92,24 +101,24 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kPackThreads, 3) void pack_colour_kernel(PackArgs<T> 
         scale[c] = pick(a.scale, source[c]);
         shift[c] = pick(a.shift, source[c]);
     }
-    float v[kPackRun];
-    if (a.wide_x && left >= kPackRun) {
-        const Vec<uint8_t, kPackRun> bytes = load_readonly<kPackRun>(from + e);
+    float v[kRun];
+    if (a.wide_x && left >= kRun) {
+        const Vec<uint8_t, kRun> bytes = load_readonly<kRun>(from + e);
         SF_UNROLL
-        for (int j = 0; j < kPackRun; ++j) v[j] = static_cast<float>(bytes[j]);
+        for (int j = 0; j < kRun; ++j) v[j] = static_cast<float>(bytes[j]);
     } else {
         SF_UNROLL
-        for (int j = 0; j < kPackRun; ++j) {
+        for (int j = 0; j < kRun; ++j) {
             const int64_t at =
                 (pixel + j / 3 + (first + j % 3 >= 3)) * a.stride_w + source[j % 3] * a.stride_c;
             v[j] = j < left ? static_cast<float>(from[at]) : 0.0f;
         }
     }
     SF_UNROLL
-    for (int j = 0; j < kPackRun; ++j) v[j] = v[j] * scale[j % 3] + shift[j % 3];
+    for (int j = 0; j < kRun; ++j) v[j] = v[j] * scale[j % 3] + shift[j % 3];
     const int64_t size = a.rows * a.pixels * 3, at = row * a.pixels * 3 + e;
-    store_run<T, kPackRun>(a.fast + frame * size + at, v, left, a.wide_y);
-    store_slow<T, kPackRun>(a, n, t, size, at, v, left);
+    store_run<T, kRun>(a.fast + frame * size + at, v, left, a.wide_y);
+    store_slow<T, kRun>(a, n, t, size, at, v, left);
 }
 
 // Red, green and blue of kPackPixels pixels, `left` of which are there.
@@ -140,10 +149,10 @@ template <class T>
 SF_KERNEL SF_LAUNCH_BOUNDS(kPackThreads, 4) void pack_gray_kernel(PackArgs<T> a) {
     const int blocks = ceil_div(a.rows * a.runs, kPackThreads), parts = ceil_div(a.frames, a.part);
     const int i = block_x() % blocks * kPackThreads + thread_x(), item = block_x() / blocks;
-    if (i >= a.rows * a.runs) return;
     const int row = i / a.runs, t0 = item % parts * a.part;
     const int t1 = t0 + a.part < a.frames ? t0 + a.part : a.frames;
-    const int64_t n = item / parts, pixel = int64_t(i % a.runs) * kPackPixels, left = a.pixels - pixel;
+    const int64_t n = item / parts, pixel = int64_t(i % a.runs) * kPackPixels;
+    const int64_t left = i < a.rows * a.runs ? a.pixels - pixel : 0;
     const uint8_t* from = a.x + n * a.stride_n + row * a.stride_h + pixel * a.stride_w;
     const int64_t size = a.rows * a.pixels, at = row * a.pixels + pixel;
 

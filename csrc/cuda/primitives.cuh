@@ -203,7 +203,9 @@ SF_DEVICE uint32_t shared_address(const void* p) {
 template <int N, class T>
 SF_DEVICE Vec<T, N> load(const T* p) {
     using Raw = typename detail::Raw<sizeof(Vec<T, N>)>::type;
-    return bit_cast<Vec<T, N>>(*reinterpret_cast<const Raw*>(p));
+    // By value: memcpy from where it lies would forget the alignment, and load byte by byte.
+    const Raw raw = *reinterpret_cast<const Raw*>(p);
+    return bit_cast<Vec<T, N>>(raw);
 }
 // From global memory that nothing writes while the kernel runs.
 template <int N, class T>

@@ -78,6 +78,20 @@ SF_DEVICE void reduce_time(float* acc, const T* x, int64_t size, int frames, boo
     for (int i = 0; i < V; ++i) acc[i] *= scale;
 }
 
+// V channels of one cell of the reduced maps, as vectors: the compiler, which does not know that they are
+// aligned, would store them one by one.
+template <int V>
+SF_DEVICE void store_reduced(float* to, const float* acc) {
+    constexpr int kVector = V < 4 ? V : 4;
+    SF_UNROLL
+    for (int i = 0; i < V; i += kVector) {
+        Vec<float, kVector> v;
+        SF_UNROLL
+        for (int k = 0; k < kVector; ++k) v[k] = acc[i + k];
+        store(to + i, v);
+    }
+}
+
 // One block: a tile of one clip's cells, one slice of the channels, if some box reaches the tile.
 template <class T, int V>
 SF_KERNEL SF_LAUNCH_BOUNDS(kHeadThreads, 3) void roi_reduce_kernel(HeadArgs<T> a) {
@@ -116,9 +130,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kHeadThreads, 3) void roi_reduce_kernel(HeadArgs<T> a
         float acc[V] = {};
         reduce_time<T, V>(acc, p.x + (clip * p.frames * cells + at) * p.pitch + from, cells * p.pitch,
                           p.frames, a.max);
-        float* to = a.maps + ((clip * cells + at) * a.slices + slice) * kHeadSlice + c;
-        SF_UNROLL
-        for (int i = 0; i < V; ++i) to[i] = acc[i];
+        store_reduced<V>(a.maps + ((clip * cells + at) * a.slices + slice) * kHeadSlice + c, acc);
     }
 }
 
@@ -185,8 +197,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kHeadThreads, 3) void roi_max_kernel(HeadArgs<T> a) {
                     reduce_time<T, V>(acc, p.x + (clip * p.frames * cells + at) * p.pitch + first + c,
                                       cells * p.pitch, p.frames, a.max);
                 }
-                SF_UNROLL
-                for (int i = 0; i < V; ++i) shared[cell * kHeadSlice + c + i] = acc[i];
+                store_reduced<V>(shared + cell * kHeadSlice + c, acc);
             }
             map = shared;
             pitch = kHeadSlice;

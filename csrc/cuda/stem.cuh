@@ -49,13 +49,17 @@ struct StemShape {
     static constexpr int kWeights = 7 * kVectors * 32 * 8;  // elements
     static constexpr int kJoined = N < 4 ? N : 4;
     static constexpr int kPitch = ((N | 1)) * 8;  // of the convolution's result; odd: no bank conflicts
-    static constexpr int kResult = StemTile::kPixels * kPitch;
+    static constexpr int kResult = StemTile::kRows * kPitch;
     // With two results the pool of one frame runs beside the convolution of the next; one must do if it is
     // large.
     static constexpr int kResults = N < 4 ? 2 : 1;
     static constexpr int kShared =
         (2 * StemTile::kFrame + kWeights + kResults * kResult) * 2 + 4 * (8 * N + StemTile::kRows);
     static constexpr int kResident = N < 4 ? 3 : 2;
+
+    // Place of a pixel of the convolution's result. The pool reads every second one at a time: where a pixel
+    // is 16 bytes, those of each next eight are swapped with their neighbours, into the other banks.
+    static SF_DEVICE int place(int pixel) { return (N == 1 ? pixel ^ (pixel / 8 % 2) : pixel) * kPitch; }
 };
 
 template <class T, int Kt, int N, int M>
@@ -125,7 +129,9 @@ SF_KERNEL SF_LAUNCH_BOUNDS(StemTile::kThreads,
                         conv_x + v >= 0 && conv_x + v < p.conv_width;
         windows[i] = (i < Tile::kPixels ? 2 * y * Tile::kValues + 6 * v : 0) | (in ? 0 : kAbsent);
     }
-    const int group = lane() / 4, quarter = lane() % 4;
+    // Rows of a tensor-core tile stand for pixels in the order of their reversed bits: the two that are
+    // stored at a time are then four pixels apart, in different banks.
+    const int group = lane() / 4 % 2 * 4 + lane() / 8 % 2 * 2 + lane() / 16, quarter = lane() % 4;
     auto pixel_of = [&](int pass, int m, int half) {
         return 16 * ((pass * M + m) * Tile::kWarps + warp()) + 8 * half + group;
     };
@@ -202,7 +208,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(StemTile::kThreads,
                             if (p.relu && s < 0.0f) s = 0.0f;
                             sums[i] = in ? s : bit_cast<float>(0xff800000u);
                         }
-                        store(result + pixel * Shape::kPitch + channel, from_float<T>(sums));
+                        store(result + Shape::place(pixel) + channel, from_float<T>(sums));
                     }
                 }
             }
@@ -214,12 +220,15 @@ SF_KERNEL SF_LAUNCH_BOUNDS(StemTile::kThreads,
         for (int i = thread_x(); i < Tile::kPoolH * Tile::kPoolW * N; i += kThreads) {
             const int channel = i % N * 8, v = i / N % Tile::kPoolW, y = i / N / Tile::kPoolW;
             if (out_y + y >= p.out_height || out_x + v >= p.out_width || channel >= p.cout) continue;
-            const T* corner = result + (2 * y * Tile::kConvW + 2 * v) * Shape::kPitch + channel;
-            auto best = bit_cast<Vec<uint32_t, 4>>(load<8>(corner));
+            const int corner = 2 * y * Tile::kConvW + 2 * v;
+            auto values = [&](int at) {
+                const int pixel = corner + at / 3 * Tile::kConvW + at % 3;
+                return bit_cast<Vec<uint32_t, 4>>(load<8>(result + Shape::place(pixel) + channel));
+            };
+            auto best = values(0);
             SF_UNROLL
             for (int at = 1; at < 9; ++at) {
-                const auto other = bit_cast<Vec<uint32_t, 4>>(
-                    load<8>(corner + (at / 3 * Tile::kConvW + at % 3) * Shape::kPitch));
+                const auto other = values(at);
                 SF_UNROLL
                 for (int k = 0; k < 4; ++k) best[k] = max2<T>(best[k], other[k]);
             }

@@ -92,6 +92,7 @@ void mma_work(void* const* lanes, uint32_t) {
 
 template <class T, int K>
 void mma(const char* what, float* d, const uint32_t* a, const uint32_t* b, Site site) {
+    if (__builtin_expect(emulator::profiling, false) && lane() == 0) emulator::count_mma(what);
     Mma m{d, a, b};
     emulator::meet(what, kFullWarp, mma_work<T, K>, &m, site);
 }
@@ -117,7 +118,10 @@ void ldmatrix(int tiles, bool trans, uint32_t* r, const void* row, Site site) {
     constexpr emulator::Work work[2][3] = {
         {ldmatrix_work<1, false>, ldmatrix_work<2, false>, ldmatrix_work<4, false>},
         {ldmatrix_work<1, true>, ldmatrix_work<2, true>, ldmatrix_work<4, true>}};
-    if (lane() < 8 * tiles) emulator::check_shared(row, 16, 16, "ldmatrix", site);
+    if (lane() < 8 * tiles) {
+        emulator::check_shared(row, 16, 16, "ldmatrix", site);
+        emulator::seen(emulator::Access::matrix, row, 16, site);
+    }
     LdMatrix m{r, static_cast<const char*>(row)};
     emulator::meet("ldmatrix", kFullWarp, work[trans][tiles / 2], &m, site);
 }

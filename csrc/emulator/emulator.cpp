@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "emulator/fiber.h"
+#include "emulator/profile.h"
 
 namespace slowfast::emulator {
 
@@ -267,6 +268,7 @@ class Launch {
     void* static_shared(const void* key, size_t bytes, const char* name);
     void* dynamic_shared() { return arrays_[0]->data(); }
     void check_shared(const void* p, size_t bytes, size_t alignment, const char* what, Site site);
+    bool in_shared(const void* p) const;
     std::string where() const;
 
   private:
@@ -274,6 +276,7 @@ class Launch {
     void run_block(uint64_t index);
     static void thread_entry();
     void wait(const char* what, Site site);
+    void lanes_met(int warp, uint32_t mask);
     void run_next(EmulatedThread& leaving);
     Meeting& meeting_of(uint32_t mask, const char* what, Work work, Site site);
     std::string who_waits_where() const;
@@ -347,12 +350,15 @@ void Launch::run(const char* kernel, Dim3 grid, Dim3 block, size_t shared_bytes,
         t.y = i / static_cast<int>(block.x) % static_cast<int>(block.y);
         t.z = i / static_cast<int>(block.x * block.y);
     }
+    const profile::Counting counting(kernel_.c_str(), grid, block, shared_bytes);
     arrays_.clear();
     arrays_.push_back(std::make_unique<SharedArray>(nullptr, shared_bytes, "dynamic_shared"));
     for (uint64_t i = 0; i < grid.count(); ++i) {
         order_ = asked.of_block(i);
         run_block(i);
+        if (profiling) profile::block_ended();
     }
+    counting.write();
 }
 
 void Launch::run_block(uint64_t index) {
@@ -405,6 +411,11 @@ void Launch::thread_entry() {
     self.done = true;
     ++launch.done_;
     launch.run_next(self);  // never comes back
+}
+
+void Launch::lanes_met(int warp, uint32_t mask) {
+    const int lanes = std::min(kWarp, count_ - warp * kWarp);
+    if (mask == 0xffffffffu >> (kWarp - lanes)) profile::warp_met(warp);
 }
 
 void Launch::run_next(EmulatedThread& leaving) {
@@ -486,6 +497,7 @@ void Launch::meet(const char* what, uint32_t mask, Work work, void* arguments, S
     m.arrived |= 1u << t.lane;
     if (m.arrived == m.mask) {
         work(m.arguments, mask);
+        if (__builtin_expect(profiling, false)) lanes_met(t.warp, mask);
         meetings_[t.warp].open &= ~(1u << (&m - meetings_[t.warp].slots));
         scheduler_.ready.add(t.warp, mask);
     }
@@ -513,6 +525,13 @@ void Launch::arrive(const char* what, int id, int threads, Site site) {
     }
     b.waiting.add(t.warp, 1u << t.lane);
     if (++b.arrived == b.expected) {
+        if (__builtin_expect(profiling, false)) {
+            profile::barrier_opened();
+            for (uint32_t left = b.waiting.warps; left; left &= left - 1) {
+                const int warp = __builtin_ctz(left);
+                lanes_met(warp, b.waiting.lanes[warp]);
+            }
+        }
         scheduler_.ready.add_all(b.waiting);
         b.arrived = 0;
     }
@@ -550,6 +569,11 @@ void Launch::check_shared(const void* p, size_t bytes, size_t alignment, const c
     }
     fail_at(what, site, "%zu bytes from byte %td of the shared array %s, which has %zu bytes", bytes,
             address - nearest->data(), nearest->name(), nearest->bytes());
+}
+
+bool Launch::in_shared(const void* p) const {
+    const char* address = static_cast<const char*>(p);
+    return std::any_of(arrays_.begin(), arrays_.end(), [=](auto& a) { return a->contains(address, 1); });
 }
 
 std::mutex& launch_mutex() {
@@ -600,6 +624,10 @@ void check_shared(const void* p, size_t bytes, size_t alignment, const char* wha
     the_launch().check_shared(p, bytes, alignment, what, site);
 }
 
+bool in_shared(const void* p) {
+    return the_launch().in_shared(p);
+}
+
 void check_aligned(const void* p, size_t alignment, const char* what, Site site) {
     if (reinterpret_cast<uintptr_t>(p) % alignment != 0) {
         fail_at(what, site, "expected an address that is a multiple of %zu, got %p", alignment, p);
@@ -612,6 +640,10 @@ void copy_async(void* shared, const void* global, int size, int bytes, Site site
         fail_at("cp_async", site, "expected 0 to %d bytes, got %d", size, bytes);
     }
     if (bytes > 0) check_aligned(global, static_cast<size_t>(size), "cp_async", site);
+    if (__builtin_expect(profiling, false)) {
+        count_access(Access::copy, shared, size, size, true, site);
+        if (bytes > 0) count_access(Access::copy, global, bytes, size, false, site);
+    }
     EmulatedThread& t = the_launch().self();
     t.copies.push_back({shared, global, size, bytes, t.groups});
     std::memset(shared, kPoison, static_cast<size_t>(size));

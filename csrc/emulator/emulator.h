@@ -15,6 +15,8 @@
 //       ahead[:warp]     one warp as far as it can go, then the next
 //       mixed            each of these in turn, by block; the default
 // Built with AddressSanitizer, any access beside a shared array is reported where it happens.
+// Counted, where SLOWFAST_EMULATE_PROFILE names a file: bank conflicts, sectors, tensor-core instructions
+// (emulator/profile.h).
 #pragma once
 
 #include <cstddef>
@@ -69,6 +71,21 @@ void* static_shared(const void* key, size_t bytes, const char* name);
 // Fails unless the bytes lie in one shared array and p is aligned.
 void check_shared(const void* p, size_t bytes, size_t alignment, const char* what, Site site);
 void check_aligned(const void* p, size_t alignment, const char* what, Site site);
+
+// --- Profile (emulator/profile.h) -----------------------------------------------------------------------
+extern bool profiling;  // the launch under way is counted; nothing below may be called unless it is
+
+enum class Access { load, store, copy, matrix };
+// One lane's access of `width` bytes, of which the first `bytes` are moved.
+void count_access(Access access, const void* p, int bytes, int width, bool shared, Site site);
+void count_mma(const char* shape);
+bool in_shared(const void* p);
+
+inline void seen(Access access, const void* p, size_t bytes, Site site) {
+    if (__builtin_expect(profiling, false)) {
+        count_access(access, p, static_cast<int>(bytes), static_cast<int>(bytes), in_shared(p), site);
+    }
+}
 
 void copy_async(void* shared, const void* global, int size, int bytes, Site site);
 void copy_commit();

@@ -139,6 +139,7 @@ T* dynamic_shared() {
 template <int N, class T>
 Vec<T, N> load(const T* p, Site site = Site::here()) {
     emulator::check_aligned(p, sizeof(Vec<T, N>), "load", site);
+    emulator::seen(emulator::Access::load, p, sizeof(Vec<T, N>), site);
     Vec<T, N> v;
     std::memcpy(&v, p, sizeof(v));
     return v;
@@ -146,6 +147,7 @@ Vec<T, N> load(const T* p, Site site = Site::here()) {
 template <int N, class T>
 Vec<T, N> load_readonly(const T* p, Site site = Site::here()) {
     emulator::check_aligned(p, sizeof(Vec<T, N>), "load_readonly", site);
+    emulator::seen(emulator::Access::load, p, sizeof(Vec<T, N>), site);
     Vec<T, N> v;
     std::memcpy(&v, p, sizeof(v));
     return v;
@@ -153,6 +155,7 @@ Vec<T, N> load_readonly(const T* p, Site site = Site::here()) {
 template <int N, class T>
 void store(T* p, const Vec<T, N>& v, Site site = Site::here()) {
     emulator::check_aligned(p, sizeof(Vec<T, N>), "store", site);
+    emulator::seen(emulator::Access::store, p, sizeof(Vec<T, N>), site);
     std::memcpy(p, &v, sizeof(v));
 }
 

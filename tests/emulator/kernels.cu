@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -311,6 +312,41 @@ SF_KERNEL void atomic_kernel(int* sum, int* maximum, int* tickets, int* seen) {
     atomic_add(seen + atomic_add(tickets, 1), 1);
 }
 
+// For nvcc's output alone: the accesses of whose addresses the compiler knows nothing.
+template <class T>
+SF_KERNEL void vectors_kernel(const T* x, T* y, int pitch) {
+    constexpr int N = 16 / sizeof(T);
+    const auto a = to_float(load<N>(x + pitch * thread_x())), b = to_float(load_readonly<N>(x));
+    Vec<float, N> sum;
+    for (int i = 0; i < N; ++i) sum[i] = a[i] + b[i];
+    store(y + pitch * thread_x(), from_float<T>(sum));
+}
+
+// What the profile counts: `rounds` accesses of Bytes bytes a lane, at the offsets at[round][thread]; -1:
+// none.
+enum class Seen { shared_load, shared_store, global_load, global_store, copy, matrix };
+template <Seen S, int Bytes>
+SF_KERNEL void seen_kernel(const int* at, int rounds, bool meet, unsigned char* x) {
+    SF_SHARED(unsigned char, shared, 8192);
+    const Vec<unsigned char, Bytes> zeros{};
+    for (int round = 0; round < rounds; ++round) {
+        const int offset = at[round * block_dim_x() + thread_x()];
+        if constexpr (S == Seen::matrix) {  // all lanes take part
+            uint32_t r[4];
+            ldmatrix_x4(r, shared + offset);
+        } else if (offset >= 0) {
+            if constexpr (S == Seen::shared_load) static_cast<void>(load<Bytes>(shared + offset));
+            if constexpr (S == Seen::shared_store) store(shared + offset, zeros);
+            if constexpr (S == Seen::global_load) static_cast<void>(load_readonly<Bytes>(x + offset));
+            if constexpr (S == Seen::global_store) store(x + offset, zeros);
+            if constexpr (S == Seen::copy) {
+                cp_async_bytes<Bytes>(shared + offset, x + offset, round % 2 ? 0 : Bytes);
+            }
+        }
+        if (meet) syncwarp();
+    }
+}
+
 enum class Misuse {
     shuffle_outside_mask,
     not_in_its_mask,
@@ -523,7 +559,41 @@ EXPORT test_atomics(int* sum, int* maximum, int* tickets, int* seen) {
     return guarded([=] { SF_LAUNCH(atomic_kernel, 4, 96, 0, nullptr, sum, maximum, tickets, seen); });
 }
 
+EXPORT test_vectors(const float* x, float* y, const bf16* a, bf16* b, int pitch) {
+    return guarded([=] {
+        SF_LAUNCH((vectors_kernel<float>), 1, 32, 0, nullptr, x, y, pitch);
+        SF_LAUNCH((vectors_kernel<bf16>), 1, 32, 0, nullptr, a, b, pitch);
+    });
+}
+
 #ifdef SLOWFAST_EMULATE
+EXPORT test_seen(int seen, int bytes, const int* at, int rounds, bool meet, int blocks, int threads,
+                 unsigned char* x) {
+    return guarded([=] {
+        const Dim3 grid(blocks), block(threads);
+        switch (100 * seen + bytes) {
+#define CASE(name, size)                            \
+    case 100 * static_cast<int>(Seen::name) + size: \
+        return SF_LAUNCH((seen_kernel<Seen::name, size>), grid, block, 0, nullptr, at, rounds, meet, x);
+            CASE(shared_load, 2)
+            CASE(shared_load, 4)
+            CASE(shared_load, 8)
+            CASE(shared_load, 16)
+            CASE(shared_store, 4)
+            CASE(shared_store, 16)
+            CASE(global_load, 1)
+            CASE(global_load, 4)
+            CASE(global_load, 16)
+            CASE(global_store, 4)
+            CASE(global_store, 16)
+            CASE(copy, 16)
+            CASE(matrix, 16)
+#undef CASE
+        }
+        throw std::runtime_error("no such case");
+    });
+}
+
 EXPORT test_misuse(int misuse, int* out) {
     return guarded([=] {
         switch (static_cast<Misuse>(misuse)) {

@@ -1,5 +1,7 @@
 """A GEMM with cp.async, ldmatrix and mma, small and complete: what the emulator is for."""
 
+import re
+
 import pytest
 import torch
 
@@ -50,3 +52,13 @@ def test_nvcc_compiles_the_same_source(nvcc_build, arch):
     names = cubin.read_bytes()
     assert b"gemm_kernel" in names
     assert b"mirror_kernel" in names
+
+
+def test_vectors_are_single_accesses(nvcc_build):
+    """Whatever the compiler knows of an address: 16 bytes are one instruction, never 16."""
+    ptx = nvcc_build("vectors.ptx", "-ptx", "-arch=compute_80").read_text()
+    kernels = [body for body in ptx.split(".entry") if "vectors_kernel" in body[:200]]
+    assert len(kernels) == 2
+    for body in kernels:
+        found = re.findall(r"\b((?:ld|st)\.global[.\w]*)", body)
+        assert sorted(re.sub(r"[fu]32$|\.nc", "", f) for f in found) == ["ld.global.v4."] * 2 + ["st.global.v4."]

@@ -233,7 +233,9 @@ def whole_heuristic(
     for tiles in whole_candidates(packed, height, width, stride, dilation, shared):
         halo = (tiles.height + 2 * dilation) * (tiles.width + 2 * dilation)
         rounds = -(-(frames * -(-height // tiles.height) * -(-width // tiles.width)) // processors)
-        products = -(-halo // 128) * cin * inner + -(-tiles.height * tiles.width // 128) * after
+        eights = -(-tiles.width // 8) * 8  # rows of a line of the tile, where they all fit
+        rows = tiles.height * (eights if eights * tiles.height <= WHOLE_ROWS else tiles.width)
+        products = -(-halo // 128) * cin * inner + -(-rows // 128) * after
         time = rounds * (128 * products + 40 * halo * cin)
         small = tiles.height * tiles.width < min(64, height * width)
         if not small and (best is None or time < best[0]):
