@@ -195,7 +195,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(fast_block_threads(C),
                                                            kStep);
                 }
                 // Read once: what is stored in between might, for all the compiler knows, change it.
-                const auto shift = tile::shift_of<2 * kJoined>(shifts + 2 * kJoined * quarter);
+                const auto shift = load_run<2 * kJoined>(shifts + 2 * kJoined * quarter);
                 SF_UNROLL
                 for (int m = 0; m < kM; ++m) {
                     SF_UNROLL
@@ -206,10 +206,8 @@ SF_KERNEL SF_LAUNCH_BOUNDS(fast_block_threads(C),
                         const bool in = inside[row] >= 0;
                         auto v = tile::row_of<kJoined>(acc[m], half);
                         SF_UNROLL
-                        for (int i = 0; i < 2 * kJoined; ++i) {
-                            v[i] = in ? tile::relu(v[i] + shift[i]) : 0.0f;
-                        }
-                        store(result + row * kPitch + 2 * kJoined * quarter, from_float<T>(v));
+                        for (int i = 0; i < 2 * kJoined; ++i) v[i] = in ? v[i] + shift[i] : 0.0f;
+                        store(result + row * kPitch + 2 * kJoined * quarter, relu_from_float<T>(v));
                     }
                 }
                 continue;
@@ -292,7 +290,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(fast_block_threads(C),
                 }
                 const int channel = n + 8 * quarter;
                 if (channel >= p.cout) continue;
-                const auto shift = tile::shift_of<8>(shifts + 2 * C + channel);
+                const auto shift = load_run<8>(shifts + 2 * C + channel);
                 SF_UNROLL
                 for (int m = 0; m < kM; ++m) {
                     SF_UNROLL
@@ -303,10 +301,11 @@ SF_KERNEL SF_LAUNCH_BOUNDS(fast_block_threads(C),
                         const auto v = tile::row_of<4>(acc[m], half);
                         T* to = out_frame + pixel * p.out_pitch + channel;
                         if constexpr (Shortcut) {
-                            store(to, tile::finished<T>(v, shift));
+                            store_result(to, tile::finished<T>(v, shift));
                         } else {
-                            store(to, tile::finished<T>(
-                                          v, shift, load<8>(x_frame + window[row] * s.x_pitch + channel)));
+                            store_result(
+                                to, tile::finished<T>(v, shift,
+                                                      load<8>(x_frame + window[row] * s.x_pitch + channel)));
                         }
                     }
                 }

@@ -105,8 +105,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kPointThreads, 2) void point_kernel(const Point<T> p)
         }
     }
     const int channel0 = column0 + lane() % 4 * 8;
-    const Vec<float, 8> shift[2] = {tile::shift_of<8>(p.shift + channel0),
-                                    tile::shift_of<8>(p.shift + channel0 + 32)};
+    const Vec<float, 8> shift[2] = {load_run<8>(p.shift + channel0), load_run<8>(p.shift + channel0 + 32)};
     SF_UNROLL
     for (int m = 0; m < 2; ++m) {
         SF_UNROLL
@@ -115,8 +114,8 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kPointThreads, 2) void point_kernel(const Point<T> p)
             if (pixel < p.pixels) {
                 SF_UNROLL
                 for (int q = 0; q < 2; ++q) {
-                    store(p.out + pixel * p.out_pitch + channel0 + 32 * q,
-                          tile::finished<T>(tile::row_of<4>(acc[m], half, 4 * q), shift[q]));
+                    store_result(p.out + pixel * p.out_pitch + channel0 + 32 * q,
+                                 tile::finished<T>(tile::row_of<4>(acc[m], half, 4 * q), shift[q]));
                 }
             }
         }
@@ -359,7 +358,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kTailThreads,
         uint32_t operand[Chained ? M : 1][kNextSteps][4];
         Vec<float, 8> shift[2];
         SF_UNROLL
-        for (int q = 0; q < 2; ++q) shift[q] = tile::shift_of<8>(p.shifts + C + n + 32 * q + 8 * quarter);
+        for (int q = 0; q < 2; ++q) shift[q] = load_run<8>(p.shifts + C + n + 32 * q + 8 * quarter);
         SF_UNROLL
         for (int m = 0; m < M; ++m) {
             SF_UNROLL
@@ -377,7 +376,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kTailThreads,
                         } else {
                             v = tile::finished<T>(sum, shift[q], load<8>(x + pixel * p.x_pitch + channel));
                         }
-                        store(out + pixel * p.out_pitch + channel, v);
+                        store_result(out + pixel * p.out_pitch + channel, v);
                         words = bit_cast<Vec<uint32_t, 4>>(v);
                     }
                     if constexpr (Chained) {
@@ -406,15 +405,15 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kTailThreads,
         const float* shifts = p.shifts + C + round_up(p.cout, kTailColumns) + 8 * quarter;
         SF_UNROLL
         for (int q = 0; q < C / 32; ++q) {
-            const auto shift = tile::shift_of<8>(shifts + 32 * q);
+            const auto shift = load_run<8>(shifts + 32 * q);
             SF_UNROLL
             for (int m = 0; m < M; ++m) {
                 SF_UNROLL
                 for (int half = 0; half < 2; ++half) {
                     const int64_t pixel = out_at[row0 + 16 * m + 8 * half + group];
                     if (pixel >= 0) {
-                        store(to + pixel * p.following_pitch + 32 * q + 8 * quarter,
-                              tile::finished<T>(tile::row_of<4>(following[m], half, 4 * q), shift));
+                        store_result(to + pixel * p.following_pitch + 32 * q + 8 * quarter,
+                                     tile::finished<T>(tile::row_of<4>(following[m], half, 4 * q), shift));
                     }
                 }
             }

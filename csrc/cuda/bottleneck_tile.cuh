@@ -10,11 +10,6 @@
 
 namespace slowfast::cuda::tile {
 
-// Keeps NaN, unlike fmaxf.
-SF_DEVICE float relu(float v) {
-    return v < 0.0f ? 0.0f : v;
-}
-
 // Tiles of eight channels that are stored together: a lane then holds 2 * joined(n) neighbours.
 SF_HOST_DEVICE constexpr int joined(int channels) {
     return channels >= 32 ? 4 : channels / 8;
@@ -118,8 +113,8 @@ SF_DEVICE void to_operand(uint32_t (&a)[(Tiles + 1) / 2][4], const float (&acc)[
     SF_UNROLL
     for (int j = 0; j < Tiles; ++j) {
         const auto s = load<2>(shift + 8 * j + lane() % 4 * 2);
-        a[j / 2][j % 2 * 2] = pack2<T>(relu(acc[j][0] + s[0]), relu(acc[j][1] + s[1]));
-        a[j / 2][j % 2 * 2 + 1] = pack2<T>(relu(acc[j][2] + s[0]), relu(acc[j][3] + s[1]));
+        a[j / 2][j % 2 * 2] = pack2_relu<T>(acc[j][0] + s[0], acc[j][1] + s[1]);
+        a[j / 2][j % 2 * 2 + 1] = pack2_relu<T>(acc[j][2] + s[0], acc[j][3] + s[1]);
     }
 }
 
@@ -162,37 +157,19 @@ SF_DEVICE int line_rows(int tile_h, int tile_w, int rows) {
     return eights * tile_h <= rows ? eights : tile_w;
 }
 
-// N neighbouring values, aligned for at most four of them. Read once where they are used often: what is
-// stored in between might, for all the compiler knows, change them.
-template <int N>
-SF_DEVICE Vec<float, N> shift_of(const float* at) {
-    if constexpr (N <= 4) {
-        return load<N>(at);
-    } else {
-        Vec<float, N> v;
-        SF_UNROLL
-        for (int i = 0; i < N; i += 4) {
-            const auto four = load<4>(at + i);
-            SF_UNROLL
-            for (int j = 0; j < 4; ++j) v[i + j] = four[j];
-        }
-        return v;
-    }
-}
-
 // relu(acc + shift [+ residual]) of eight channels, rounded once.
 template <class T>
 SF_DEVICE Vec<T, 8> finished(Vec<float, 8> v, const Vec<float, 8>& shift) {
     SF_UNROLL
-    for (int i = 0; i < 8; ++i) v[i] = relu(v[i] + shift[i]);
-    return from_float<T>(v);
+    for (int i = 0; i < 8; ++i) v[i] += shift[i];
+    return relu_from_float<T>(v);
 }
 template <class T>
 SF_DEVICE Vec<T, 8> finished(Vec<float, 8> v, const Vec<float, 8>& shift, const Vec<T, 8>& residual) {
     const Vec<float, 8> r = to_float(residual);
     SF_UNROLL
-    for (int i = 0; i < 8; ++i) v[i] = relu(v[i] + shift[i] + r[i]);
-    return from_float<T>(v);
+    for (int i = 0; i < 8; ++i) v[i] = v[i] + shift[i] + r[i];
+    return relu_from_float<T>(v);
 }
 
 }  // namespace slowfast::cuda::tile

@@ -191,7 +191,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kWholeThreads, 1) void whole_kernel(const WholeBlock<
             }
             Vec<float, 8> shift[2];
             SF_UNROLL
-            for (int q = 0; q < 2; ++q) shift[q] = tile::shift_of<8>(p.shift_a + 32 * q + 8 * quarter);
+            for (int q = 0; q < 2; ++q) shift[q] = load_run<8>(p.shift_a + 32 * q + 8 * quarter);
             SF_UNROLL
             for (int i = 0; i < 4; ++i) {
                 const int row = warp_row + 8 * i + tile::pixel_of(group);
@@ -280,16 +280,16 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kWholeThreads, 1) void whole_kernel(const WholeBlock<
             for (int q = 0; q < 2; ++q) {
                 const int channel = n + 32 * q + 8 * quarter;
                 if (channel >= p.cout) continue;
-                const auto shift = tile::shift_of<8>(p.shifts + kWholeInner + channel);
+                const auto shift = load_run<8>(p.shifts + kWholeInner + channel);
                 SF_UNROLL
                 for (int i = 0; i < 4; ++i) {
                     if (pixel[i] < 0) continue;
                     const auto sum = tile::row_of<4>(acc[i / 2], i % 2, 4 * q);
                     T* to = out + pixel[i] * p.out_pitch + channel;
                     if constexpr (Shortcut) {
-                        store(to, tile::finished<T>(sum, shift));
+                        store_result(to, tile::finished<T>(sum, shift));
                     } else {
-                        store(to, tile::finished<T>(sum, shift, residual[i][q]));
+                        store_result(to, tile::finished<T>(sum, shift, residual[i][q]));
                     }
                 }
             }

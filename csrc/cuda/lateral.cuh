@@ -34,7 +34,7 @@ SF_HOST_DEVICE constexpr int lateral_unit(int row, int unit) {
 constexpr int kLateralUnits = 4;  // of a row of a and b: a step's values
 
 // How a warp multiplies its 32 rows of a with all BN rows of b, for one step; each() hands its results on, as
-// vectors of neighbouring columns.
+// vectors of neighbouring columns, all rows of some columns before the next ones.
 template <class T, int BN>
 struct HalfMath {  // bf16, f16
     float d[2][BN / 8][4] = {};
@@ -63,13 +63,11 @@ struct HalfMath {  // bf16, f16
     template <class F>
     SF_DEVICE void each(F f) const {
         SF_UNROLL
-        for (int i = 0; i < 2; ++i) {
+        for (int j = 0; j < BN / 8; ++j) {
             SF_UNROLL
-            for (int j = 0; j < BN / 8; ++j) {
-                SF_UNROLL
-                for (int half = 0; half < 2; ++half)
-                    f(16 * i + lane() / 4 + half * 8, 8 * j + lane() % 4 * 2,
-                      Vec<float, 2>{d[i][j][2 * half], d[i][j][2 * half + 1]});
+            for (int i = 0; i < 4; ++i) {
+                f(i == 0, 8 * i + lane() / 4, 8 * j + lane() % 4 * 2,
+                  Vec<float, 2>{d[i / 2][j][i % 2 * 2], d[i / 2][j][i % 2 * 2 + 1]});
             }
         }
     }
@@ -109,13 +107,11 @@ struct Tf32Math {
     template <class F>
     SF_DEVICE void each(F f) const {
         SF_UNROLL
-        for (int i = 0; i < 2; ++i) {
+        for (int j = 0; j < BN / 8; ++j) {
             SF_UNROLL
-            for (int j = 0; j < BN / 8; ++j) {
-                SF_UNROLL
-                for (int half = 0; half < 2; ++half)
-                    f(16 * i + lane() / 4 + half * 8, 8 * j + lane() % 4 * 2,
-                      Vec<float, 2>{d[i][j][2 * half], d[i][j][2 * half + 1]});
+            for (int i = 0; i < 4; ++i) {
+                f(i == 0, 8 * i + lane() / 4, 8 * j + lane() % 4 * 2,
+                  Vec<float, 2>{d[i / 2][j][i % 2 * 2], d[i / 2][j][i % 2 * 2 + 1]});
             }
         }
     }
@@ -149,10 +145,10 @@ struct ExactMath {  // float32 on the ordinary cores
     template <class F>
     SF_DEVICE void each(F f) const {
         SF_UNROLL
-        for (int i = 0; i < 8; ++i) {
+        for (int j = 0; j < BN / 8; ++j) {
             SF_UNROLL
-            for (int j = 0; j < BN / 8; ++j)
-                f(4 * i + lane() / 8, 8 * j + lane() % 8, Vec<float, 1>{d[i][j]});
+            for (int i = 0; i < 8; ++i)
+                f(i == 0, 4 * i + lane() / 8, 8 * j + lane() % 8, Vec<float, 1>{d[i][j]});
         }
     }
 };
@@ -255,14 +251,17 @@ struct Lateral {
         // Each warp's rows through its part of shared memory, so that whole vectors leave.
         T* tile = ring + warp() * 32 * BN;
         constexpr int kAcross = BN / kVector;
-        math.each([&](int row, int column, auto v) {
+        float scale[2] = {1.0f, 1.0f}, shift[2] = {};  // of the columns at hand
+        math.each([&](bool new_columns, int row, int column, auto v) {
+            constexpr int kSome = static_cast<int>(sizeof(v) / sizeof(float));
             SF_UNROLL
-            for (int i = 0; i < static_cast<int>(sizeof(v) / sizeof(float)); ++i) {
+            for (int i = 0; i < kSome; ++i) {
                 const int n = n0 + column + i;
-                if (n < p.outputs) {
-                    if (p.scale) v[i] *= p.scale[n];
-                    if (p.shift) v[i] += p.shift[n];
+                if (new_columns && n < p.outputs) {
+                    if (p.scale) scale[i] = p.scale[n];
+                    if (p.shift) shift[i] = p.shift[n];
                 }
+                v[i] = v[i] * scale[i] + shift[i];
                 if (p.relu && v[i] < 0.0f) v[i] = 0.0f;  // NaN passes
             }
             store(tile + kVector * lateral_unit<kAcross>(row, column / kVector) + column % kVector,
@@ -276,7 +275,7 @@ struct Lateral {
             const T* source = tile + kVector * lateral_unit<kAcross>(row, unit);
             T* to = p.y + m * p.y_pitch + n0 + column;
             if (p.wide && n0 + column + kVector <= p.outputs) {
-                store(to, load<kVector>(source));
+                store_result(to, load<kVector>(source));
             } else {
                 for (int j = 0; j < kVector && n0 + column + j < p.outputs; ++j) to[j] = source[j];
             }

@@ -24,6 +24,8 @@
 //   ballot_sync(p) any_sync(p) all_sync(p)  warp_sum(v) warp_max(v)
 //       Last argument of each: mask, all lanes by default. Every lane of the mask has to arrive.
 //   load<N>(p) load_readonly<N>(p) store(p, v)     Vec<T, N> of 1 to 16 bytes, aligned to its size
+//   store_result(p, v)                             into global memory that this kernel does not read
+//   load_run<N>(p)                                 N floats, aligned to 16 bytes or their size
 //   cp_async16 cp_async8 cp_async4 (shared, global, valid = true)   zeros when not valid (global is not read)
 //   cp_async_bytes<N>(shared, global, bytes)                        bytes from global, zeros behind them
 //   cp_async_commit() cp_async_wait<N>()    until at most N of this thread's groups are under way
@@ -31,8 +33,9 @@
 //   mma_m16n8k16<bf16|f16>(d, a, b)  mma_m16n8k8<bf16|f16>(d, a, b)  mma_m16n8k8_tf32(d, a, b)     d += a * b
 //   to_float(v) from_float<T>(v)     T: float, bf16, f16, or Vec of them
 //   pack2<T>(low, high) unpack2<T>(bits)   two 16-bit values in a register    to_tf32(v)
-//   max2<T>(a, b)     the larger of two pairs of 16-bit values, NaN where either is
-//   atomic_add(p, v) atomic_max(p, v)   int; returns the old value
+//   pack2_relu<T>(low, high) relu_from_float<T>(v)   the same of max(v, 0), NaN where v is, in one
+//   instruction max2<T>(a, b)     the larger of two pairs of 16-bit values, NaN where either is atomic_add(p,
+//   v) atomic_max(p, v)   int; returns the old value
 //
 // Fragments (g = lane / 4, t = lane % 4; PTX ISA 9.7.14, low half of a register first)
 //   m16n8k16  a[0] = A[g][2t, 2t+1]  a[1] = A[g+8][..]  a[2] = A[g][2t+8, 2t+9]  a[3] = A[g+8][2t+8, ..]
@@ -219,6 +222,18 @@ SF_DEVICE void store(T* p, const Vec<T, N>& v) {
     *reinterpret_cast<Raw*>(p) = bit_cast<Raw>(v);
 }
 
+template <int N, class T>
+SF_DEVICE void store_result(T* p, const Vec<T, N>& v) {
+    // Spelled out, because the compiler takes a vector apart whose address it chose on the way.
+    if constexpr (sizeof(Vec<T, N>) == 16) {
+        const auto w = bit_cast<Vec<uint32_t, 4>>(v);
+        asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(w[0]), "r"(w[1]), "r"(w[2]),
+                     "r"(w[3]));
+    } else {
+        store(p, v);
+    }
+}
+
 template <int N>
 SF_DEVICE void cp_async_bytes(void* shared, const void* global, int bytes) {
     static_assert(N == 4 || N == 8 || N == 16, "asynchronous copies are of 4, 8 or 16 bytes");
@@ -362,6 +377,17 @@ SF_DEVICE uint32_t pack2(float low, float high) {
     return r;
 }
 template <class T>
+SF_DEVICE uint32_t pack2_relu(float low, float high) {
+    static_assert(detail::is_half<T>, "pack2_relu packs bf16 or f16");
+    uint32_t r;
+    if constexpr (std::is_same_v<T, bf16>) {
+        asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+    } else {
+        asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+    }
+    return r;
+}
+template <class T>
 SF_DEVICE uint32_t max2(uint32_t a, uint32_t b) {
     static_assert(detail::is_half<T>, "max2 compares bf16 or f16");
     uint32_t r;
@@ -458,6 +484,30 @@ SF_DEVICE Vec<T, N> from_float(const Vec<float, N>& v) {
         for (int i = 0; i < N; ++i) r[i] = from_float<T>(v[i]);
         return r;
     }
+}
+
+// N neighbouring floats in vectors of at most four. For what is used often: read it once. What is stored in
+// between might, for all the compiler knows, change it.
+template <int N>
+SF_DEVICE Vec<float, N> load_run(const float* p) {
+    constexpr int kVector = N < 4 ? N : 4;
+    Vec<float, N> v;
+    SF_UNROLL
+    for (int i = 0; i < N; i += kVector) {
+        const auto some = load<kVector>(p + i);
+        SF_UNROLL
+        for (int j = 0; j < kVector; ++j) v[i + j] = some[j];
+    }
+    return v;
+}
+
+// T: bf16 or f16; N is even.
+template <class T, int N>
+SF_DEVICE Vec<T, N> relu_from_float(const Vec<float, N>& v) {
+    Vec<uint32_t, N / 2> r;
+    SF_UNROLL
+    for (int i = 0; i < N / 2; ++i) r[i] = pack2_relu<T>(v[2 * i], v[2 * i + 1]);
+    return bit_cast<Vec<T, N>>(r);
 }
 
 SF_DEVICE bool any_sync(bool p, uint32_t mask = kFullWarp SF_CALLER) {

@@ -128,7 +128,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kRoiThreads, 2) void roi_align_kernel(RoiAlignArgs<T>
                         add(t, 1.0f);
                     }
                     const int64_t at = (int64_t(t - t0) * bh + y0 + y) * bw + x0 + x;
-                    store(out + at * a.channels, from_float<T>(bit_cast<Vec<float, V>>(acc)));
+                    store_result(out + at * a.channels, from_float<T>(bit_cast<Vec<float, V>>(acc)));
                 }
             }
         }
@@ -266,7 +266,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kRoiThreads, 2) void roi_align_bwd_kernel(RoiAlignArg
         const int y = y0 + cell / kRoiTileW, x = x0 + cell % kRoiTileW;
         if (cell < kRoiTileH * kRoiTileW && y < height && x < width) {
             const int64_t at = ((int64_t(clip) * frames + frame) * height + y) * width + x;
-            store(a.x + at * a.pitch + c, from_float<T>(bit_cast<Vec<float, V>>(acc[r])));
+            store_result(a.x + at * a.pitch + c, from_float<T>(bit_cast<Vec<float, V>>(acc[r])));
         }
     }
 }

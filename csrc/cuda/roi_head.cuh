@@ -211,12 +211,14 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kHeadThreads, 3) void roi_max_kernel(HeadArgs<T> a) {
                 if (tables) {
                     syncthreads();  // the tables of before are no longer read
                     for (int i = thread_x(); i < my + mx; i += kHeadThreads) {
-                        const bool is_y = i < my;
-                        const int at = is_y ? i : i - my;
-                        const AxisTable table = is_y ? ys : xs;
-                        table.fill(is_y ? y_axis : x_axis, is_y ? y0 + i : x0 + at, at,
-                                   is_y ? height : width);
-                        table.ranges[at].lo -= is_y ? map_y : map_x;
+                        // Not by a reference to either axis, which would have to be in memory for that.
+                        if (i < my) {
+                            ys.fill(y_axis, y0 + i, i, height);
+                            ys.ranges[i].lo -= map_y;
+                        } else {
+                            xs.fill(x_axis, x0 + i - my, i - my, width);
+                            xs.ranges[i - my].lo -= map_x;
+                        }
                     }
                     syncthreads();
                 }
@@ -391,7 +393,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kHeadThreads, 3) void roi_head_bwd_kernel(HeadBwdArgs
         const int64_t size = cells * a.channels;
         if (a.features == nullptr) {
             const Vec<T, V> value = from_float<T>(g);
-            for (int t = 0; t < a.frames; ++t) store(to + t * size, value);
+            for (int t = 0; t < a.frames; ++t) store_result(to + t * size, value);
             continue;
         }
         float best[V] = {};
@@ -413,7 +415,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kHeadThreads, 3) void roi_head_bwd_kernel(HeadBwdArgs
             Vec<float, V> mine;
             SF_UNROLL
             for (int v = 0; v < V; ++v) mine[v] = where[v] == t ? g[v] : 0.0f;
-            store(to + t * size, from_float<T>(mine));
+            store_result(to + t * size, from_float<T>(mine));
         }
     }
 }

@@ -191,24 +191,28 @@ SF_KERNEL SF_LAUNCH_BOUNDS(StemTile::kThreads,
     };
     // Shift and ReLU of the sums that are complete, into shared memory; minus infinity outside the map.
     auto finish = [&](T* result, int pass) {
+        const uint32_t nothing = pack2<T>(bit_cast<float>(0xff800000u), bit_cast<float>(0xff800000u));
         SF_UNROLL
-        for (int m = 0; m < M; ++m) {
+        for (int n = 0; n < N; n += Shape::kJoined) {
+            const int channel = 8 * n + 2 * Shape::kJoined * quarter;
+            const auto shifts = load_run<2 * Shape::kJoined>(shift + channel);
             SF_UNROLL
-            for (int half = 0; half < 2; ++half) {
-                const int pixel = pixel_of(pass, m, half);
-                if (pixel < Tile::kPixels) {
-                    const bool in = windows[pixel] < kAbsent;
-                    SF_UNROLL
-                    for (int n = 0; n < N; n += Shape::kJoined) {
-                        const int channel = 8 * n + 2 * Shape::kJoined * quarter;
-                        Vec<float, 2 * Shape::kJoined> sums;
+            for (int m = 0; m < M; ++m) {
+                SF_UNROLL
+                for (int half = 0; half < 2; ++half) {
+                    const int pixel = pixel_of(pass, m, half);
+                    if (pixel < Tile::kPixels) {
+                        const bool in = windows[pixel] < kAbsent;
+                        Vec<uint32_t, Shape::kJoined> pairs;
                         SF_UNROLL
-                        for (int i = 0; i < 2 * Shape::kJoined; ++i) {
-                            float s = acc[Kt - 1][m][n + i / 2][2 * half + i % 2] + shift[channel + i];
-                            if (p.relu && s < 0.0f) s = 0.0f;
-                            sums[i] = in ? s : bit_cast<float>(0xff800000u);
+                        for (int i = 0; i < Shape::kJoined; ++i) {
+                            const float* sums = acc[Kt - 1][m][n + i] + 2 * half;
+                            const float low = sums[0] + shifts[2 * i], high = sums[1] + shifts[2 * i + 1];
+                            const uint32_t pair = p.relu ? pack2_relu<T>(low, high) : pack2<T>(low, high);
+                            pairs[i] = in ? pair : nothing;
                         }
-                        store(result + Shape::place(pixel) + channel, from_float<T>(sums));
+                        store(result + Shape::place(pixel) + channel,
+                              bit_cast<Vec<T, 2 * Shape::kJoined>>(pairs));
                     }
                 }
             }
@@ -233,7 +237,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(StemTile::kThreads,
                 for (int k = 0; k < 4; ++k) best[k] = max2<T>(best[k], other[k]);
             }
             const int64_t pixel = int64_t(out_y + y) * p.out_width + out_x + v;
-            store(out_frame + pixel * p.out_pitch + channel, bit_cast<Vec<T, 8>>(best));
+            store_result(out_frame + pixel * p.out_pitch + channel, bit_cast<Vec<T, 8>>(best));
         }
     };
 

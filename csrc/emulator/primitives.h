@@ -158,6 +158,10 @@ void store(T* p, const Vec<T, N>& v, Site site = Site::here()) {
     emulator::seen(emulator::Access::store, p, sizeof(Vec<T, N>), site);
     std::memcpy(p, &v, sizeof(v));
 }
+template <int N, class T>
+void store_result(T* p, const Vec<T, N>& v, Site site = Site::here()) {
+    store(p, v, site);
+}
 
 template <int N>
 void cp_async_bytes(void* shared, const void* global, int bytes, Site site = Site::here()) {
@@ -278,6 +282,10 @@ T from_float(float v) {
 template <class T>
 uint32_t pack2(float low, float high) {
     return from_float<T>(low).bits | static_cast<uint32_t>(from_float<T>(high).bits) << 16;
+}
+template <class T>
+uint32_t pack2_relu(float low, float high) {
+    return pack2<T>(low < 0.0f ? 0.0f : low, high < 0.0f ? 0.0f : high);
 }
 template <class T>
 uint32_t max2(uint32_t a, uint32_t b) {

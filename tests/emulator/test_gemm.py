@@ -61,4 +61,6 @@ def test_vectors_are_single_accesses(nvcc_build):
     assert len(kernels) == 2
     for body in kernels:
         found = re.findall(r"\b((?:ld|st)\.global[.\w]*)", body)
-        assert sorted(re.sub(r"[fu]32$|\.nc", "", f) for f in found) == ["ld.global.v4."] * 2 + ["st.global.v4."]
+        assert sorted(re.sub(r"[fu]32$|\.nc", "", f) for f in found) == ["ld.global.v4."] * 2 + [
+            "st.global.v4."
+        ]
