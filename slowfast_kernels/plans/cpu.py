@@ -15,7 +15,7 @@ from ..ops.conv_bn_act3d.op import output_shape
 from ..ops.lateral_fusion import cpu as lateral_cpu
 from ..ops.lateral_fusion import polyphase
 from ..ops.stem3d import cpu as stem_cpu
-from .network import Network, Stage, nbytes, numel
+from .network import Network, Stage, add_convolutions, nbytes, numel
 from .plan import Input, Plan, View
 
 ONE = [1, 1, 1]
@@ -123,13 +123,7 @@ class PackedBlock:
                 nbytes(x, out) + sum(p.numel() for p in packed[::2]),
             )
             return
-        y = x
-        for name, conv in zip("ab", self.inner, strict=False):
-            z = plan.buffer(conv.out_shape(y.shape), x.dtype)
-            conv.add(plan, stage, f"conv_{name}", y, z)
-            y = z
-        residual, second = (None, x) if self.has_shortcut else (x, None)
-        self.last.add(plan, stage, "conv_c", y, out, residual, second)
+        add_convolutions(plan, stage, self, x, out)
 
 
 class PackedStem:

@@ -14,7 +14,7 @@ from ..ops.conv_bn_act3d import triton as conv_triton
 from ..ops.conv_bn_act3d.op import output_shape
 from .choose import Chooser
 from .cudnn import CudnnConv
-from .network import Stage, nbytes, numel
+from .network import Stage, add_convolutions, nbytes, numel
 from .plan import Plan, View
 
 #: Fewest channels on both sides from which a convolution is left to cuDNN without having been measured.
@@ -227,13 +227,7 @@ class GpuBlock:
                 moved = nbytes(x, out) + self.weight_bytes
                 plan.add(stage, "bottleneck3d", run, (x, inner, middle, out), self.flops(x.shape), moved)
                 return
-        y = x
-        for name, conv in zip("ab", self.inner, strict=False):
-            z = plan.buffer(conv.out_shape(y.shape), x.dtype)
-            conv.add(plan, stage, f"conv_{name}", y, z)
-            y = z
-        residual, second = (None, x) if self.has_shortcut else (x, None)
-        self.last.add(plan, stage, "conv_c", y, out, residual, second)
+        add_convolutions(plan, stage, self, x, out)
 
 
 class ChainedBlock:

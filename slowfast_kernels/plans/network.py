@@ -40,6 +40,17 @@ def pool_frames(x: torch.Tensor, window: int, out: torch.Tensor) -> None:
         torch.maximum(out, x[:, :, k : t * window : window], out=out)
 
 
+def add_convolutions(plan: Plan, stage: str, block: Any, x: View, out: View) -> None:
+    """Append a residual block's convolutions, one call each: `inner`, then `last` with the residual or the shortcut."""
+    y = x
+    for name, conv in zip("ab", block.inner, strict=False):
+        z = plan.buffer(conv.out_shape(y.shape), x.dtype)
+        conv.add(plan, stage, f"conv_{name}", y, z)
+        y = z
+    residual, second = (None, x) if block.has_shortcut else (x, None)
+    block.last.add(plan, stage, "conv_c", y, out, residual, second)
+
+
 class Stage:
     """Residual blocks one after another."""
 

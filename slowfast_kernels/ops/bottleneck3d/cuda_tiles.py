@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +23,12 @@ class Tiles:
     height: int
     width: int
     frames: int
+
+
+def _within(sizes: Iterable[int], height: int, width: int) -> list[tuple[int, int]]:
+    """Heights and widths of tiles among ``sizes``, none larger than the result."""
+    heights, widths = (sorted({min(n, extent) for n in sizes}) for extent in (height, width))
+    return list(itertools.product(heights, widths))
 
 
 def _pitch(channels: int) -> int:
@@ -52,11 +60,10 @@ def candidates(
 ) -> list[Tiles]:
     """Tiles worth measuring for [clips, cout, frames, height, width] results, by what they leave of shared memory."""
     found = []
-    for h in sorted({min(n, height) for n in (4, 7, 8, 14, 16, 28)}):
-        for w in sorted({min(n, width) for n in (4, 7, 8, 14, 16, 28)}):
-            tiles = Tiles(h, w, frames)
-            if h * w <= 512 and shared_bytes(packed, tiles, stride, dilation) <= shared:
-                found.append(tiles)
+    for h, w in _within((4, 7, 8, 14, 16, 28), height, width):
+        tiles = Tiles(h, w, frames)
+        if h * w <= 512 and shared_bytes(packed, tiles, stride, dilation) <= shared:
+            found.append(tiles)
     if not found and shared_bytes(packed, Tiles(1, 1, frames), stride, dilation) <= shared:
         found.append(Tiles(1, 1, frames))
     return [
@@ -84,10 +91,10 @@ def heuristic(
     does, which has a quarter of the multiprocessor at most and waits for its own results. Blocks of threads that
     find no multiprocessor wait for the next round.
     """
-    best: tuple[float, Tiles] | None = None
     cin, inner, cout = packed.cin, packed.inner, packed.cout
     warps = 8 if inner >= 32 else 4
-    for tiles in candidates(packed, clips, frames, height, width, stride, dilation, shared):
+
+    def time(tiles: Tiles) -> float:
         halo = math.prod((n - 1) * stride + 2 * dilation + 1 for n in (tiles.height, tiles.width))
         a_tasks, b_tasks = -(-halo // 32), -(-tiles.height * tiles.width // 32)
         a = 32 * packed.kernel_t * cin * inner
@@ -102,10 +109,10 @@ def heuristic(
         phase = max(together * work, chain) * (
             1.0 if together > 1 else 1.25
         )  # alone, nothing hides the barriers
-        time = rounds * (tiles.frames * phase + together * start)
-        if best is None or time < best[0]:
-            best = time, tiles
-    return best[1] if best else None
+        return rounds * (tiles.frames * phase + together * start)
+
+    found = candidates(packed, clips, frames, height, width, stride, dilation, shared)
+    return min(found, key=time, default=None)
 
 
 @dataclass(frozen=True)
@@ -136,12 +143,7 @@ def tail_candidates(
 ) -> list[TailTiles]:
     """Tiles worth measuring for frames of height x width results."""
     sizes = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 28, 32, 56)
-    found = (
-        TailTiles(h, w)
-        for h in sorted({min(n, height) for n in sizes})
-        for w in sorted({min(n, width) for n in sizes})
-        if h * w <= 128
-    )
+    found = [TailTiles(h, w) for h, w in _within(sizes, height, width) if h * w <= 128]
     return [t for t in found if tail_shared_bytes(packed, t, stride, dilation) <= shared]
 
 
@@ -160,18 +162,18 @@ def tail_heuristic(
     Every block of threads multiplies whole 64s of rows by all weights; the halo costs a little, idle
     multiprocessors and a block alone on its own cost more.
     """
-    best: tuple[float, TailTiles] | None = None
-    for tiles in tail_candidates(packed, height, width, stride, dilation, shared):
+
+    def time(tiles: TailTiles) -> float:
         rows = 64 if tiles.height * tiles.width <= 64 else 128
         halo = math.prod((n - 1) * stride + 2 * dilation + 1 for n in (tiles.height, tiles.width))
         blocks = frames * -(-height // tiles.height) * -(-width // tiles.width)
         resident = max(1, min(2, shared // tail_shared_bytes(packed, tiles, stride, dilation)))
         alone = 1.0 if min(resident, blocks / processors) >= 2 else 1.2
         # 64 rows do not use a weight's way into the registers as often as 128 do.
-        time = -(-blocks // (processors * resident)) * resident * alone * (rows + 40 + halo / 16)
-        if best is None or time < best[0]:
-            best = time, tiles
-    return best[1] if best else None
+        return -(-blocks // (processors * resident)) * resident * alone * (rows + 40 + halo / 16)
+
+    found = tail_candidates(packed, height, width, stride, dilation, shared)
+    return min(found, key=time, default=None)
 
 
 #: Pixels of a halo tile of the kernel for whole wide blocks, and input channels that its ring of stages holds.
@@ -202,12 +204,11 @@ def whole_candidates(
     if whole_refuses(packed, stride):
         return []
     sizes = (1, 2, 4, 6, 7, 8, 10, 12, 14, 16, 28)
-    found = (
+    found = [
         TailTiles(h, w, True)
-        for h in sorted({min(n, height) for n in sizes})
-        for w in sorted({min(n, width) for n in sizes})
+        for h, w in _within(sizes, height, width)
         if (h + 2 * dilation) * (w + 2 * dilation) <= WHOLE_ROWS
-    )
+    ]
     return [t for t in found if whole_shared_bytes(packed, t, dilation) <= shared]
 
 
@@ -227,20 +228,20 @@ def whole_heuristic(
     Each warp has 32 rows and a quarter of the multiprocessor that it shares with at most one other warp. A byte
     brought in takes as long as some 20 products.
     """
-    best: tuple[float, TailTiles] | None = None
     cin, inner, cout = packed.cin, packed.inner, packed.cout
     after = 9 * inner * inner + inner * cout + packed.shortcut * cin * cout
-    for tiles in whole_candidates(packed, height, width, stride, dilation, shared):
+
+    def time(tiles: TailTiles) -> float:
         halo = (tiles.height + 2 * dilation) * (tiles.width + 2 * dilation)
         rounds = -(-(frames * -(-height // tiles.height) * -(-width // tiles.width)) // processors)
         eights = -(-tiles.width // 8) * 8  # rows of a line of the tile, where they all fit
         rows = tiles.height * (eights if eights * tiles.height <= WHOLE_ROWS else tiles.width)
         products = -(-halo // 128) * cin * inner + -(-rows // 128) * after
-        time = rounds * (128 * products + 40 * halo * cin)
-        small = tiles.height * tiles.width < min(64, height * width)
-        if not small and (best is None or time < best[0]):
-            best = time, tiles
-    return best[1] if best else None
+        return rounds * (128 * products + 40 * halo * cin)
+
+    found = whole_candidates(packed, height, width, stride, dilation, shared)
+    least = min(64, height * width)
+    return min((t for t in found if t.height * t.width >= least), key=time, default=None)
 
 
 @functools.cache
