@@ -11,7 +11,7 @@ from .. import nn as blocks
 from ..ops.bottleneck3d import cpu as block_cpu
 from ..ops.conv_bn_act3d import cpu as conv_cpu
 from ..ops.conv_bn_act3d import winograd
-from ..ops.conv_bn_act3d.op import output_shape
+from ..ops.conv_bn_act3d.cpu import output_shape
 from ..ops.lateral_fusion import cpu as lateral_cpu
 from ..ops.lateral_fusion import polyphase
 from ..ops.stem3d import cpu as stem_cpu

@@ -11,7 +11,7 @@ from .. import nn as blocks
 from ..ops.bottleneck3d import cuda as block_cuda
 from ..ops.bottleneck3d import triton as block_triton
 from ..ops.conv_bn_act3d import triton as conv_triton
-from ..ops.conv_bn_act3d.op import output_shape
+from ..ops.conv_bn_act3d.cpu import output_shape
 from .choose import Chooser
 from .cudnn import CudnnConv
 from .network import Stage, add_convolutions, nbytes, numel

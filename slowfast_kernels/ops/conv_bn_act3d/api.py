@@ -8,7 +8,8 @@ import torch
 
 from .._checks import check_channels, check_clip, check_vector
 from .._registration import as_triple
-from .op import OP, OP_OUT, output_shape
+from .cpu import output_shape
+from .op import OP, OP_OUT
 
 
 def conv_bn_act3d(

@@ -9,7 +9,7 @@ import torch
 
 from .. import _shapes
 from .._cases import Args, Case, Contract, Draw
-from .op import output_shape
+from .cpu import output_shape
 
 ONE, NONE = (1, 1, 1), (0, 0, 0)
 

@@ -9,7 +9,7 @@ import torch
 
 from .._cases import Cost, bytes_of
 from .._registration import as_triple
-from .op import output_shape
+from .cpu import output_shape
 
 
 def cost(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from .._registration import channels_last, define_native, empty_channels_last, float32
-from .op import output_shape
 
 define_native(
     "_conv_pack_cpu(Tensor weight, Tensor? scale, Tensor? weight2, Tensor? scale2, bool bf16) -> Tensor"
@@ -16,6 +17,21 @@ define_native(
 )
 
 DTYPES = (torch.float32, torch.bfloat16)
+
+
+def output_shape(
+    x: Sequence[int],
+    weight: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> list[int]:
+    """[N, Cout, To, Ho, Wo] of a convolution."""
+    extents = [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(x[2:], weight[2:], stride, padding, dilation, strict=True)
+    ]
+    return [x[0], weight[0], *extents]
 
 
 def pack(

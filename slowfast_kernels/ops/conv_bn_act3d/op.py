@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from ...backends import Provider, lazy
 from .._registration import empty_channels_last, register
+from . import cpu
+from .cpu import output_shape
 from .reference import conv_bn_act3d_reference
-
-
-def output_shape(
-    x: Sequence[int],
-    weight: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> list[int]:
-    """[N, Cout, To, Ho, Wo] of a convolution."""
-    extents = [
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, k, s, p, d in zip(x[2:], weight[2:], stride, padding, dilation, strict=True)
-    ]
-    return [x[0], weight[0], *extents]
-
-
-from . import cpu  # noqa: E402  (it needs output_shape)
 
 ARGUMENTS = (
     "Tensor x, Tensor weight, Tensor? scale, Tensor? shift, Tensor? residual, "

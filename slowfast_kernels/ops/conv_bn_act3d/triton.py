@@ -19,7 +19,7 @@ from ... import autotune, backends, precision
 from ..._triton import tiles
 from ..._triton.launch import cdiv, launch, next_power_of_2
 from .._registration import channels_last, empty_channels_last, float32
-from .op import output_shape
+from .cpu import output_shape
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 POINT, TAPS, ROWS = 0, 1, 2  # as in tiles

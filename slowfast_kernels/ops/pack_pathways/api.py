@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from .op import FAST_INPUTS, OP
+from .cpu import FAST_INPUTS
+from .op import OP
 from .slow_frames import RULES
 
 

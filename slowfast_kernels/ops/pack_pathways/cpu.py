@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .._registration import define_native
-from .op import FAST_INPUTS, empty_clips
+from .._registration import define_native, empty_channels_last
 from .slow_frames import slow_frames
 
 define_native(
@@ -14,6 +13,22 @@ define_native(
 )
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+#: The index is the native kernel's enumeration.
+FAST_INPUTS = ("rgb", "gray", "time_diff")
+
+
+def empty_clips(
+    frames: torch.Tensor, slow: int, dtype: torch.dtype, fast_input: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Uninitialised Slow clip of ``slow`` frames and Fast clip of all of ``frames``."""
+    n, t, h, w, _ = frames.shape
+    channels = 3 if fast_input == "rgb" else 1
+    return (
+        empty_channels_last(frames, (n, 3, slow, h, w), dtype),
+        empty_channels_last(frames, (n, channels, t, h, w), dtype),
+    )
 
 
 def refuses(frames: torch.Tensor, *rest: object) -> str | None:

@@ -7,7 +7,7 @@ import functools
 import torch
 
 from .._registration import define_native
-from .op import FAST_INPUTS, empty_clips
+from .cpu import FAST_INPUTS, empty_clips
 from .slow_frames import slow_frames
 
 define_native(

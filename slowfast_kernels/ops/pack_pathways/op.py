@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-
 from ...backends import Provider, lazy
-from .._registration import empty_channels_last, register
+from .._registration import register
+from . import cpu
+from .cpu import empty_clips
 from .reference import pack_pathways_reference
 from .slow_frames import slow_count
-
-#: The index is the native kernel's enumeration.
-FAST_INPUTS = ("rgb", "gray", "time_diff")
-
-
-def empty_clips(
-    frames: torch.Tensor, slow: int, dtype: torch.dtype, fast_input: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Uninitialised Slow clip of ``slow`` frames and Fast clip of all of ``frames``."""
-    n, t, h, w, _ = frames.shape
-    channels = 3 if fast_input == "rgb" else 1
-    return (
-        empty_channels_last(frames, (n, 3, slow, h, w), dtype),
-        empty_channels_last(frames, (n, channels, t, h, w), dtype),
-    )
-
-
-from . import cpu  # noqa: E402  (it needs the names above)
 
 
 def _fake(frames, alpha, slow_rule, slow_index, mean, std, dtype, fast_input, reverse_channels):  # type: ignore[no-untyped-def]

@@ -19,7 +19,7 @@ from ... import autotune, backends
 from ..._triton import tiles
 from ..._triton.launch import cdiv, launch, next_power_of_2
 from ..._triton.tiles import narrowed
-from .op import FAST_INPUTS, empty_clips
+from .cpu import FAST_INPUTS, empty_clips
 from .slow_frames import slow_frames
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
