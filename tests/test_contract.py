@@ -12,7 +12,7 @@ import torch
 
 from ops.parity import check_gradients, outputs
 from slowfast_kernels import backends, ops, use_backend
-from slowfast_kernels.ops._cases import Draw, contract_of, op_names
+from slowfast_kernels.ops._cases import Draw, contracts_of, op_names
 from slowfast_kernels.ops._registration import OPS
 from slowfast_kernels.precision import fp32_precision
 from slowfast_kernels.testing import (
@@ -27,6 +27,9 @@ from slowfast_kernels.testing import (
 
 # arguments that cannot change a result, and why
 EXEMPT = {}
+
+CONTRACTS = [(op, kind) for op in op_names() for kind in contracts_of(op)]
+each_contract = pytest.mark.parametrize("op, kind", CONTRACTS, ids="-".join)
 
 
 def call(op, arguments):
@@ -50,8 +53,8 @@ def fresh(arguments):
     return {k: copy(v) if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
 
 
-def variants(op, dtype=torch.float32, device="cpu"):
-    contract = contract_of(op, Draw(seed=11, dtype=dtype, device=device))
+def variants(op, kind, dtype=torch.float32, device="cpu"):
+    contract = contracts_of(op)[kind](Draw(seed=11, dtype=dtype, device=device))
     yield "as it is", dict(contract.base)
     for name, changes in contract.changes.items():
         for i, change in enumerate(changes):
@@ -70,18 +73,18 @@ def differ(a, b):
     )
 
 
-@pytest.mark.parametrize("op", op_names())
-def test_contract_changes_every_argument(op):
-    contract = contract_of(op, Draw(seed=11))
+@each_contract
+def test_contract_changes_every_argument(op, kind):
+    contract = contracts_of(op)[kind](Draw(seed=11))
     parameters = set(inspect.signature(getattr(ops, op)).parameters)
     assert set(contract.base) == parameters
     assert set(contract.changes) | set(EXEMPT.get(op, {})) == parameters
 
 
-@pytest.mark.parametrize("op", op_names())
-def test_every_change_changes_the_reference(op):
+@each_contract
+def test_every_change_changes_the_reference(op, kind):
     with use_backend("reference"):
-        calls = [(name, arguments, call(op, arguments)) for name, arguments in variants(op)]
+        calls = [(name, arguments, call(op, arguments)) for name, arguments in variants(op, kind)]
     for name, arguments, result in calls[1:]:
         which = name.partition(" #")[0]
         if which == "out":
@@ -105,13 +108,13 @@ def skip_if_all(refused, calls):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("op", op_names())
+@each_contract
 @pytest.mark.parametrize("provider", [p for p in PROVIDERS if p != "reference"], indirect=True)
-def test_provider_obeys_every_argument(provider, op, dtype):
+def test_provider_obeys_every_argument(provider, op, kind, dtype):
     if OPS[op].providers.get(provider.partition(":")[0]) is None:
         pytest.skip(f"{op} has no provider {provider.partition(':')[0]}")
     refused = []
-    for name, arguments in variants(op, dtype, provider_device(provider)):
+    for name, arguments in variants(op, kind, dtype, provider_device(provider)):
         try:
             with fp32_precision("ieee"):  # tf32 is less exact than this asks for
                 got = call(op, arguments)
@@ -131,18 +134,18 @@ def test_provider_obeys_every_argument(provider, op, dtype):
                 assert_close(g, e, bound=1e-5, what=what)
             else:
                 assert_no_worse(g, p, e, what=what)
-    skip_if_all(refused, variants(op, dtype))
+    skip_if_all(refused, variants(op, kind, dtype))
 
 
-@pytest.mark.parametrize("op", op_names())
-def test_an_ignored_argument_is_noticed(op, monkeypatch):
+@each_contract
+def test_an_ignored_argument_is_noticed(op, kind, monkeypatch):
     """This file's own test: whichever schema argument a provider is deaf to, some change shows it."""
-    contract = contract_of(op, Draw(seed=11))
+    contract = contracts_of(op)[kind](Draw(seed=11))
     with RecordCalls() as record:
         call(op, contract.base)
     usual = dict(record.calls)[op]
     honest = OPS[op].providers["reference"]
-    plain = [(which, changed) for which, changed in variants(op) if changed.get("out") is None]
+    plain = [(which, changed) for which, changed in variants(op, kind) if changed.get("out") is None]
     with use_backend("reference"):
         expected = {which: call(op, changed) for which, changed in plain}
 
@@ -164,26 +167,30 @@ def test_an_ignored_argument_is_noticed(op, monkeypatch):
             )
 
 
-@pytest.mark.parametrize("op", [op for op in op_names() if with_gradients(contract_of(op, Draw()).base)[1]])
+@pytest.mark.parametrize(
+    "op, kind",
+    [c for c in CONTRACTS if with_gradients(contracts_of(c[0])[c[1]](Draw()).base)[1]],
+    ids="-".join,
+)
 @pytest.mark.parametrize("provider", [p for p in PROVIDERS if p != "reference"], indirect=True)
-def test_gradient_obeys_every_argument(provider, op):
+def test_gradient_obeys_every_argument(provider, op, kind):
     if OPS[op].providers.get(provider.partition(":")[0]) is None:
         pytest.skip(f"{op} has no provider {provider.partition(':')[0]}")
     refused = []
-    for name, arguments in variants(op, device=provider_device(provider)):
+    for name, arguments in variants(op, kind, device=provider_device(provider)):
         if arguments.get("out") is None:
             try:
                 check_gradients(op, (), arguments, 1e-5, f"{op} with {name} on {provider}")
             except RuntimeError as error:
                 refused.append(refusal(provider, error))
-    skip_if_all(refused, [v for _, v in variants(op) if v.get("out") is None])
+    skip_if_all(refused, [v for _, v in variants(op, kind) if v.get("out") is None])
 
 
 def test_every_schema_argument_takes_several_values():
     """The calls above reach every argument of the registered ops' schemas with more than one value."""
     values = {}
-    for op in op_names():
-        for _, arguments in variants(op):
+    for op, kind in CONTRACTS:
+        for _, arguments in variants(op, kind):
             given, leaves = fresh(arguments), []
             if arguments.get("out") is None:
                 given, leaves = with_gradients(given)

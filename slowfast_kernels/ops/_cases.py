@@ -4,6 +4,7 @@
 
     CASES: tuple[Case, ...]                 real SlowFast calls (``real=True``), small calls and edge cases
     def contract(draw: Draw) -> Contract    one small call, and changes of every argument
+    def aligned_contract(draw)              the same of widths that tensor-core kernels take, where they are choosy
 
 and ``cost.py`` defines ``cost(...) -> Cost`` with the public function's own signature.
 """
@@ -154,10 +155,11 @@ def cases_of(op: str) -> tuple[Case, ...]:
     return cases
 
 
-def contract_of(op: str, draw: Draw) -> Contract:
-    """The contract of one op."""
-    contract: Contract = importlib.import_module(f"slowfast_kernels.ops.{op}.cases").contract(draw)
-    return contract
+def contracts_of(op: str) -> dict[str, Callable[[Draw], Contract]]:
+    """What makes the contracts of one op: "odd" widths, and "aligned" ones where some kernel takes only those."""
+    cases = importlib.import_module(f"slowfast_kernels.ops.{op}.cases")
+    found = {"odd": cases.contract, "aligned": getattr(cases, "aligned_contract", None)}
+    return {kind: make for kind, make in found.items() if make is not None}
 
 
 def cost_of(op: str, *args: Any, **kwargs: Any) -> Cost:

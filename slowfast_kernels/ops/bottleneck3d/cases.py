@@ -93,8 +93,16 @@ CASES = (
 
 
 def contract(draw: Draw) -> Contract:
+    return _contract(draw, 14, 9, 21)
+
+
+def aligned_contract(draw: Draw) -> Contract:
+    return _contract(draw, 24, 16, 40)
+
+
+def _contract(draw: Draw, cin: int, inner: int, cout: int) -> Contract:
     names = ["x"] + [f"{kind}_{conv}" for conv in "abcs" for kind in ("weight", "scale", "shift")]
-    args, kwargs = _call(draw, (2, 14, 4, 6, 7), 9, 21, 3, True, stride=1, dilation=1)
+    args, kwargs = _call(draw, (2, cin, 4, 6, 7), inner, cout, 3, True, stride=1, dilation=1)
     base = dict(zip(names, args, strict=True)) | kwargs
     changes: dict[str, Any] = {}
     for name in names:
@@ -108,9 +116,9 @@ def contract(draw: Draw) -> Contract:
     # without its own convolution the shortcut is the identity, which needs as many channels as go in
     identity: dict[str, object] = {"weight_s": None, "scale_s": None, "shift_s": None}
     identity |= {
-        "weight_c": draw.weight(14, 9, 1, 1, 1),
-        "scale_c": draw.scale(14),
-        "shift_c": draw.shift(14),
+        "weight_c": draw.weight(cin, inner, 1, 1, 1),
+        "scale_c": draw.scale(cin),
+        "shift_c": draw.shift(cin),
     }
     changes["weight_s"].append(identity)
     changes["stride"] = [{"stride": 2}]

@@ -73,15 +73,29 @@ CASES = (
 
 
 def contract(draw: Draw) -> Contract:
-    (x, weight, scale, shift), kwargs = _call(draw, (2, 3, 5, 14, 15), 10, (3, 5, 7), (1, 1, 1))
+    return _contract(draw, 10, (3, 5, 7), (1, 1, 1), [(2, 1, 1), (1, 2, 1), (1, 1, 2)])
+
+
+def aligned_contract(draw: Draw) -> Contract:
+    return _contract(draw, 8, (5, 7, 7), (1, 2, 2), [(2, 2, 2), (1, 1, 2), (1, 2, 1)])
+
+
+def _contract(
+    draw: Draw,
+    cout: int,
+    kernel: tuple[int, int, int],
+    stride: tuple[int, int, int],
+    strides: list[tuple[int, int, int]],
+) -> Contract:
+    (x, weight, scale, shift), kwargs = _call(draw, (2, 3, 5, 14, 15), cout, kernel, stride)
     return Contract(
         {"x": x, "weight": weight, "scale": scale, "shift": shift, **kwargs},
         {
             "x": [{"x": draw.normal(2, 3, 5, 14, 15)}],
-            "weight": [{"weight": draw.weight(10, 3, 3, 5, 7)}],
-            "scale": [{"scale": None}, {"scale": draw.scale(10)}],
-            "shift": [{"shift": None}, {"shift": draw.shift(10)}],
-            "stride": [{"stride": s} for s in [(2, 1, 1), (1, 2, 1), (1, 1, 2)]],
+            "weight": [{"weight": draw.weight(cout, 3, *kernel)}],
+            "scale": [{"scale": None}, {"scale": draw.scale(cout)}],
+            "shift": [{"shift": None}, {"shift": draw.shift(cout)}],
+            "stride": [{"stride": s} for s in strides],
             "relu": [{"relu": False, "shift": shift - 3}],  # enough below zero for whole pool windows
             "pool": [{"pool": False}],
         },
