@@ -136,8 +136,8 @@ SF_KERNEL SF_LAUNCH_BOUNDS(fast_block_threads(C),
         first_unit = lane() / 16 * 2 + lane() % 2;
     }
     const int row_step = kThreads / units, unit_step = kThreads % units;
-    auto fetch = [&](int frame) {
-        T* to = ring + frame % s.ring * s.x_frame;
+    auto fetch = [&](int frame, int place) {
+        T* to = ring + place * s.x_frame;
         const T* from = x + int64_t(frame) * p.height * p.width * p.x_pitch;
         int unit = first_unit;
         for (int row = first_row; row < s.halo; row += row_step) {
@@ -151,7 +151,16 @@ SF_KERNEL SF_LAUNCH_BOUNDS(fast_block_threads(C),
             }
         }
     };
-    for (int f = first > reach ? first - reach : 0; f <= first + reach && f < p.frames; ++f) fetch(f);
+    // Place of a frame in the ring, counted on from one that is known: no division in the loop.
+    auto onward = [&](int place, int frames) {
+        place += frames;
+        return place >= s.ring ? place - s.ring : place;
+    };
+    int place = (first - reach + s.ring * reach) % s.ring;  // of the first frame that conv_a reads, below
+    for (int i = 0; i <= 2 * reach; ++i) {
+        const int frame = first - reach + i;
+        if (frame >= 0 && frame < p.frames) fetch(frame, onward(place, i));
+    }
     cp_async_commit();
 
     const int x_steps = ceil_div(p.cin, 16);
@@ -162,11 +171,11 @@ SF_KERNEL SF_LAUNCH_BOUNDS(fast_block_threads(C),
     const int group = tile::pixel_of(lane() / 4), quarter = lane() % 4;
     const int load_row = lane() / 8 % 2 * 8 + tile::pixel_of(lane() % 8);  // of a tile of 16
 
-    for (int u = first - 1; u < last; ++u) {
+    for (int u = first - 1; u < last; ++u, place = onward(place, 1)) {
         cp_async_wait<0>();
         syncthreads();
         const bool more = u + 1 < last;  // conv_a of the next frame
-        if (u + 2 < last && u + 2 + reach < p.frames) fetch(u + 2 + reach);
+        if (u + 2 < last && u + 2 + reach < p.frames) fetch(u + 2 + reach, onward(place, p.kernel_t));
         cp_async_commit();
 
         const int a_count = more ? a_tasks : 0;
@@ -184,18 +193,17 @@ SF_KERNEL SF_LAUNCH_BOUNDS(fast_block_threads(C),
                     at[m] = (row < s.halo ? row : s.halo - 1) * s.x_pitch;
                 }
                 float acc[kM][kTiles][4];
-                tile::clear(acc);
+                tile::begin(acc, load_run<2 * kJoined>(shifts + 2 * kJoined * quarter));
                 for (int tap = 0; tap < p.kernel_t; ++tap) {
                     const int frame = u + 1 + tap - reach;
                     if (frame < 0 || frame >= p.frames) continue;
+                    const T* x_frame = ring + onward(place, tap) * s.x_frame;
                     const T* rows[kM];
                     SF_UNROLL
-                    for (int m = 0; m < kM; ++m) rows[m] = ring + frame % s.ring * s.x_frame + at[m];
+                    for (int m = 0; m < kM; ++m) rows[m] = x_frame + at[m];
                     tile::multiply_channels<T, kM, kTiles>(acc, rows, p.cin, weights + tap * x_steps * kStep,
                                                            kStep);
                 }
-                // Read once: what is stored in between might, for all the compiler knows, change it.
-                const auto shift = load_run<2 * kJoined>(shifts + 2 * kJoined * quarter);
                 SF_UNROLL
                 for (int m = 0; m < kM; ++m) {
                     SF_UNROLL
@@ -204,10 +212,8 @@ SF_KERNEL SF_LAUNCH_BOUNDS(fast_block_threads(C),
                         if (row >= s.halo) continue;
                         // The padding of conv_b is zero, whatever conv_a makes of pixels outside.
                         const bool in = inside[row] >= 0;
-                        auto v = tile::row_of<kJoined>(acc[m], half);
-                        SF_UNROLL
-                        for (int i = 0; i < 2 * kJoined; ++i) v[i] = in ? v[i] + shift[i] : 0.0f;
-                        store(result + row * kPitch + 2 * kJoined * quarter, relu_from_float<T>(v));
+                        const auto v = relu_from_float<T>(tile::row_of<kJoined>(acc[m], half));
+                        store(result + row * kPitch + 2 * kJoined * quarter, in ? v : Vec<T, 2 * kJoined>{});
                     }
                 }
                 continue;
@@ -258,12 +264,13 @@ SF_KERNEL SF_LAUNCH_BOUNDS(fast_block_threads(C),
                 SF_UNROLL
                 for (int m = 0; m < kM; ++m) tile::to_operand<T, kTiles>(middle[m], acc[m], shifts + C);
             }
-            const T* x_frame =
-                ring + u % s.ring * s.x_frame + p.dilation * (s.halo_w + 1) * s.x_pitch;  // window centres
+            const T* x_frame = ring + onward(place, reach > 0 ? reach - 1 : s.ring - 1) * s.x_frame +
+                               p.dilation * (s.halo_w + 1) * s.x_pitch;  // window centres of frame u
             T* out_frame = out + int64_t(u) * p.out_height * p.out_width * p.out_pitch;
             for (int n = 0; n < s.wide; n += 32) {
+                const int channel = n + 8 * quarter;
                 float acc[kM][4][4];
-                tile::clear(acc);
+                tile::begin(acc, load_run<8>(shifts + 2 * C + channel));
                 SF_UNROLL
                 for (int k = 0; k < ceil_div(C, 16); ++k) {
                     uint32_t b[4][2];
@@ -288,9 +295,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(fast_block_threads(C),
                     }
                     tile::multiply_channels<T, kM, 4>(acc, rows, p.cin, weights_s + 16 * n, 16 * s.wide);
                 }
-                const int channel = n + 8 * quarter;
                 if (channel >= p.cout) continue;
-                const auto shift = load_run<8>(shifts + 2 * C + channel);
                 SF_UNROLL
                 for (int m = 0; m < kM; ++m) {
                     SF_UNROLL
@@ -301,11 +306,10 @@ SF_KERNEL SF_LAUNCH_BOUNDS(fast_block_threads(C),
                         const auto v = tile::row_of<4>(acc[m], half);
                         T* to = out_frame + pixel * p.out_pitch + channel;
                         if constexpr (Shortcut) {
-                            store_result(to, tile::finished<T>(v, shift));
+                            store_result(to, relu_from_float<T>(v));
                         } else {
-                            store_result(
-                                to, tile::finished<T>(v, shift,
-                                                      load<8>(x_frame + window[row] * s.x_pitch + channel)));
+                            store_result(to, tile::finished<T>(
+                                                 v, load<8>(x_frame + window[row] * s.x_pitch + channel)));
                         }
                     }
                 }

@@ -105,6 +105,19 @@ SF_DEVICE void multiply_channels(float (&acc)[M][Tiles][4], const T* const (&row
     }
 }
 
+// The sums begin with what is added to them: shift[2 j + i] to column i of tile j that a lane has.
+template <int M, int Tiles>
+SF_DEVICE void begin(float (&acc)[M][Tiles][4], const Vec<float, 2 * Tiles>& shift) {
+    SF_UNROLL
+    for (int m = 0; m < M; ++m) {
+        SF_UNROLL
+        for (int j = 0; j < Tiles; ++j) {
+            SF_UNROLL
+            for (int i = 0; i < 4; ++i) acc[m][j][i] = shift[2 * j + i % 2];
+        }
+    }
+}
+
 // Results of a 16-row tile, plus shift, clamped: the first operand of the next product. Tile j of eight
 // channels is columns 8 j to 8 j + 7; shift points to the first.
 template <class T, int Tiles>
@@ -162,6 +175,14 @@ template <class T>
 SF_DEVICE Vec<T, 8> finished(Vec<float, 8> v, const Vec<float, 8>& shift) {
     SF_UNROLL
     for (int i = 0; i < 8; ++i) v[i] += shift[i];
+    return relu_from_float<T>(v);
+}
+// relu(acc + residual), where the sums began with the shift.
+template <class T>
+SF_DEVICE Vec<T, 8> finished(Vec<float, 8> v, const Vec<T, 8>& residual) {
+    const Vec<float, 8> r = to_float(residual);
+    SF_UNROLL
+    for (int i = 0; i < 8; ++i) v[i] += r[i];
     return relu_from_float<T>(v);
 }
 template <class T>
