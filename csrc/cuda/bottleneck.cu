@@ -1,7 +1,6 @@
 #include "cuda/bottleneck.cuh"
 
-#include "cuda/bottleneck.h"
-#include "cuda/tensor.h"
+#include "cuda/bottleneck_launch.h"
 
 namespace slowfast::cuda {
 
@@ -30,21 +29,12 @@ void fast_block_run_cuda(Tensor x, Tensor weights, Tensor shifts, int64_t inner,
     with_half_dtype(x, "x", [&](auto zero) {
         using T = decltype(zero);
         FastBlock<T> p;
-        p.x = data_of<T>(x, "x");
-        p.out = data_of<T>(out, "out");
-        p.weights = data_of<T>(weights, "weights");
-        p.x_pitch = pixel_stride(x, "x");
-        p.out_pitch = pixel_stride(out, "out");
-        check_vectors(p.x, x.size(1), p.x_pitch, "x");
-        check_vectors(p.out, out.size(1), p.out_pitch, "out");
+        set_maps(p, x, weights, out);
         p.frames = checked_int(x.size(2), "frames");
         p.height = checked_int(x.size(3), "height");
         p.width = checked_int(x.size(4), "width");
-        checked_int(x.size(3) * x.size(4), "pixels of a frame");
         p.out_height = checked_int(out.size(3), "height");
         p.out_width = checked_int(out.size(4), "width");
-        p.cin = checked_int(x.size(1), "channels");
-        p.cout = checked_int(out.size(1), "channels");
         p.kernel_t = static_cast<int>(kernel_t);
         p.stride = static_cast<int>(stride);
         p.dilation = static_cast<int>(dilation);

@@ -168,8 +168,8 @@ SF_KERNEL SF_LAUNCH_BOUNDS(fast_block_threads(C),
     const T* weights_c = weights_b + ceil_div(9 * C, 16) * kStep;
     const T* weights_s = weights_c + ceil_div(C, 16) * 16 * s.wide;
     const int a_tasks = ceil_div(s.halo, kFastBlockRows), b_tasks = s.rows / kFastBlockRows;
-    const int group = tile::pixel_of(lane() / 4), quarter = lane() % 4;
-    const int load_row = lane() / 8 % 2 * 8 + tile::pixel_of(lane() % 8);  // of a tile of 16
+    const int group = reversed_row(lane() / 4), quarter = lane() % 4;
+    const int load_row = lane() / 8 % 2 * 8 + reversed_row(lane() % 8);  // of a tile of 16
 
     for (int u = first - 1; u < last; ++u, place = onward(place, 1)) {
         cp_async_wait<0>();

@@ -1,8 +1,5 @@
-// The bottleneck ops as csrc/bindings/cuda_bottleneck.cpp registers them, and checks that their launchers
-// share.
+// The bottleneck ops as csrc/bindings/cuda_bottleneck.cpp registers them.
 #pragma once
-
-#include <limits>
 
 #include "cuda/torch.h"
 
@@ -25,18 +22,5 @@ void block_tail_run_cuda(Tensor inner, Tensor x, Tensor weights, Tensor shifts, 
 // width, at most 256 pixels with their halo. blocks: of threads, which share the tiles.
 void whole_block_run_cuda(Tensor x, Tensor weights_a, Tensor shift_a, Tensor weights, Tensor shifts,
                           int64_t dilation, bool shortcut, Ints tile, int64_t blocks, Tensor out);
-
-inline int checked_int(int64_t v, const char* what) {
-    STD_TORCH_CHECK(v >= 0 && v <= std::numeric_limits<int>::max(), what, ": expected less than 2^31, got ",
-                    v);
-    return static_cast<int>(v);
-}
-
-// Channels move 16 bytes at a time.
-inline void check_vectors(const void* p, int64_t channels, int64_t pitch, const char* what) {
-    STD_TORCH_CHECK(channels % 8 == 0 && pitch % 8 == 0 && reinterpret_cast<uintptr_t>(p) % 16 == 0, what,
-                    ": expected a multiple of 8 channels at 16-byte boundaries, got ", channels, " every ",
-                    pitch, " elements");
-}
 
 }  // namespace slowfast::cuda

@@ -1,7 +1,6 @@
 #include "cuda/bottleneck_bc.cuh"
 
-#include "cuda/bottleneck.h"
-#include "cuda/tensor.h"
+#include "cuda/bottleneck_launch.h"
 
 namespace slowfast::cuda {
 
@@ -35,18 +34,10 @@ void point_run_cuda(Tensor x, Tensor weights, Tensor shift, int64_t kernel_t, Te
     with_half_dtype(x, "x", [&](auto zero) {
         using T = decltype(zero);
         Point<T> p;
-        p.x = data_of<T>(x, "x");
-        p.out = data_of<T>(out, "out");
-        p.weights = data_of<T>(weights, "weights");
-        p.x_pitch = pixel_stride(x, "x");
-        p.out_pitch = pixel_stride(out, "out");
-        check_vectors(p.x, x.size(1), p.x_pitch, "x");
-        check_vectors(p.out, out.size(1), p.out_pitch, "out");
+        set_maps(p, x, weights, out);
         p.frames = checked_int(x.size(2), "frames");
         p.frame_pixels = checked_int(x.size(3) * x.size(4), "pixels of a frame");
         p.pixels = x.size(0) * x.size(2) * x.size(3) * x.size(4);
-        p.cin = checked_int(x.size(1), "channels");
-        p.cout = checked_int(out.size(1), "channels");
         p.kernel_t = static_cast<int>(kernel_t);
         STD_TORCH_CHECK(p.cout % kPointColumns == 0 && out.numel() == p.pixels * p.cout,
                         "out: expected x's pixels and a multiple of 64 channels");
@@ -72,22 +63,13 @@ void block_tail_run_cuda(Tensor inner, Tensor x, Tensor weights, Tensor shifts, 
         using T = decltype(zero);
         BlockTail<T> p;
         p.inner = data_of<T>(inner, "inner");
-        p.x = data_of<T>(x, "x");
-        p.out = data_of<T>(out, "out");
-        p.weights = data_of<T>(weights, "weights");
+        set_maps(p, x, weights, out);
         p.inner_pitch = pixel_stride(inner, "inner");
-        p.x_pitch = pixel_stride(x, "x");
-        p.out_pitch = pixel_stride(out, "out");
         check_vectors(p.inner, inner.size(1), p.inner_pitch, "inner");
-        check_vectors(p.x, x.size(1), p.x_pitch, "x");
-        check_vectors(p.out, out.size(1), p.out_pitch, "out");
         p.height = checked_int(x.size(3), "height");
         p.width = checked_int(x.size(4), "width");
-        checked_int(x.size(3) * x.size(4), "pixels of a frame");
         p.out_height = checked_int(out.size(3), "height");
         p.out_width = checked_int(out.size(4), "width");
-        p.cin = checked_int(x.size(1), "channels");
-        p.cout = checked_int(out.size(1), "channels");
         p.stride = static_cast<int>(stride);
         p.dilation = static_cast<int>(dilation);
         p.tile_h = static_cast<int>(tile[0]);

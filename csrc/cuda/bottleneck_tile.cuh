@@ -156,13 +156,6 @@ SF_DEVICE void clear(float (&acc)[M][Tiles][4]) {
     }
 }
 
-// Pixel, of eight that follow one another, that a row of a tensor-core tile stands for: the reversed bits.
-// The two or four rows that are loaded or stored at once are then four or two pixels apart, which with rows
-// of an odd number of 16-byte units are different banks; neighbours would share some.
-SF_DEVICE int pixel_of(int row) {
-    return row % 2 * 4 + row / 2 % 2 * 2 + row / 4;
-}
-
 // Rows between the lines of an output tile: every line begins a new eight rows where that takes no more than
 // `rows`. An ldmatrix tile that breaks within it would meet a bank twice.
 SF_DEVICE int line_rows(int tile_h, int tile_w, int rows) {

@@ -1,7 +1,6 @@
 #include "cuda/bottleneck_whole.cuh"
 
-#include "cuda/bottleneck.h"
-#include "cuda/tensor.h"
+#include "cuda/bottleneck_launch.h"
 
 namespace slowfast::cuda {
 
@@ -15,19 +14,10 @@ void whole_block_run_cuda(Tensor x, Tensor weights_a, Tensor shift_a, Tensor wei
     with_half_dtype(x, "x", [&](auto zero) {
         using T = decltype(zero);
         WholeBlock<T> p;
-        p.x = data_of<T>(x, "x");
-        p.out = data_of<T>(out, "out");
+        set_maps(p, x, weights, out);
         p.weights_a = data_of<T>(weights_a, "weights_a");
-        p.weights = data_of<T>(weights, "weights");
-        p.x_pitch = pixel_stride(x, "x");
-        p.out_pitch = pixel_stride(out, "out");
-        check_vectors(p.x, x.size(1), p.x_pitch, "x");
-        check_vectors(p.out, out.size(1), p.out_pitch, "out");
         p.height = checked_int(x.size(3), "height");
         p.width = checked_int(x.size(4), "width");
-        checked_int(x.size(3) * x.size(4), "pixels of a frame");
-        p.cin = checked_int(x.size(1), "channels");
-        p.cout = checked_int(out.size(1), "channels");
         p.dilation = static_cast<int>(dilation);
         p.tile_h = static_cast<int>(tile[0]);
         p.tile_w = static_cast<int>(tile[1]);

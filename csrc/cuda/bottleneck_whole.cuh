@@ -142,7 +142,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kWholeThreads, 1) void whole_kernel(const WholeBlock<
     // Rows that stand for no pixel read what the one before them reads.
     const int line = tile::line_rows(p.tile_h, p.tile_w, kWholeRows);
     const int warp_row = 32 * warp(), group = lane() / 4, quarter = lane() % 4;
-    const int load_row = lane() / 8 % 2 * 8 + tile::pixel_of(lane() % 8);  // of 16 pixels of the halo tile
+    const int load_row = lane() / 8 % 2 * 8 + reversed_row(lane() % 8);  // of 16 pixels of the halo tile
     const bool has_halo = warp_row < s.halo, has_output = warp_row < line * p.tile_h;
     int window[2];  // first pixel, in the halo tile, of the window of ldmatrix's row
     SF_UNROLL
@@ -194,7 +194,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kWholeThreads, 1) void whole_kernel(const WholeBlock<
             for (int q = 0; q < 2; ++q) shift[q] = load_run<8>(p.shift_a + 32 * q + 8 * quarter);
             SF_UNROLL
             for (int i = 0; i < 4; ++i) {
-                const int row = warp_row + 8 * i + tile::pixel_of(group);
+                const int row = warp_row + 8 * i + reversed_row(group);
                 if (row < s.halo) {
                     const int y = out_y - p.dilation + row / s.halo_w;
                     const int v = out_x - p.dilation + row % s.halo_w;

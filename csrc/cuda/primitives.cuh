@@ -25,6 +25,7 @@
 //       Last argument of each: mask, all lanes by default. Every lane of the mask has to arrive.
 //   load<N>(p) load_readonly<N>(p) store(p, v)     Vec<T, N> of 1 to 16 bytes, aligned to its size
 //   store_result(p, v)                             into global memory that this kernel does not read
+//   reversed_row(row)                              pixel of a row of a tensor-core tile: banks apart
 //   load_run<N>(p)                                 N floats, aligned to 16 bytes or their size
 //   cp_async16 cp_async8 cp_async4 (shared, global, valid = true)   zeros when not valid (global is not read)
 //   cp_async_bytes<N>(shared, global, bytes)                        bytes from global, zeros behind them
@@ -484,6 +485,13 @@ SF_DEVICE Vec<T, N> from_float(const Vec<float, N>& v) {
         for (int i = 0; i < N; ++i) r[i] = from_float<T>(v[i]);
         return r;
     }
+}
+
+// Pixel, of eight that follow one another, that a row of a tensor-core tile stands for: the reversed bits.
+// The two or four rows that are loaded or stored at once are then four or two pixels apart, which with rows
+// of an odd number of 16-byte units are different banks; neighbours would share some.
+SF_DEVICE int reversed_row(int row) {
+    return row % 2 * 4 + row / 2 % 2 * 2 + row / 4;
 }
 
 // N neighbouring floats in vectors of at most four. For what is used often: read it once. What is stored in

@@ -129,9 +129,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(StemTile::kThreads,
                         conv_x + v >= 0 && conv_x + v < p.conv_width;
         windows[i] = (i < Tile::kPixels ? 2 * y * Tile::kValues + 6 * v : 0) | (in ? 0 : kAbsent);
     }
-    // Rows of a tensor-core tile stand for pixels in the order of their reversed bits: the two that are
-    // stored at a time are then four pixels apart, in different banks.
-    const int group = lane() / 4 % 2 * 4 + lane() / 8 % 2 * 2 + lane() / 16, quarter = lane() % 4;
+    const int group = reversed_row(lane() / 4), quarter = lane() % 4;
     auto pixel_of = [&](int pass, int m, int half) {
         return 16 * ((pass * M + m) * Tile::kWarps + warp()) + 8 * half + group;
     };
