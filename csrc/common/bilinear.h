@@ -70,8 +70,8 @@ static SF_HOST_DEVICE RoiAxis roi_axis(float low, float high, float scale, bool 
     return a;
 }
 
-// Where sample i of a bin lies; never decreasing in i, or never increasing for a box whose end precedes its
-// start.
+// Where sample i of a bin lies; never decreasing in i, or never
+// increasing for a box whose end precedes its start.
 static SF_HOST_DEVICE float roi_position(const RoiAxis& a, int64_t bin, int64_t i) {
     const float within =
         div_rn(mul_rn(add_rn(static_cast<float>(i), 0.5f), a.bin), static_cast<float>(a.grid));

@@ -5,21 +5,6 @@
 
 namespace slowfast {
 
-namespace {
-
-void check_packed(const Tensor& packed, int64_t cout, int64_t k1, int64_t k2, int bytes, const char* what) {
-    int64_t need = 0;
-    for (int64_t p = 0; p < panel_count(cout); ++p) {
-        const PanelShape s = panel_shape(cout, p);
-        // k1 = taps * channels per tap is not enough: each tap is rounded up to whole steps
-        need += k1 * panel_tap_bytes(s, k2, bytes);
-    }
-    STD_TORCH_CHECK(packed.numel() >= need, what, ": expected at least ", need, " bytes, got ",
-                    packed.numel());
-}
-
-}  // namespace
-
 void block_run_cpu(Tensor x, Tensor packed_a, Tensor shift_a, Tensor packed_b, Tensor shift_b,
                    Tensor packed_c, Tensor shift_c, int64_t kernel_t, int64_t stride, int64_t dilation,
                    bool shortcut, Tensor out) {
@@ -44,9 +29,6 @@ void block_run_cpu(Tensor x, Tensor packed_a, Tensor shift_a, Tensor packed_b, T
                     "out: extent does not follow from the input's");
     STD_TORCH_CHECK(shortcut || (stride == 1 && a.cin == a.cout), "identity shortcut: expected stride 1 and ",
                     a.cout, " input channels, got stride ", stride, " and ", a.cin);
-    check_packed(packed_a, a.cmid, kernel_t, a.cin, bytes, "packed_a");
-    check_packed(packed_b, a.cmid, 9, a.cmid, bytes, "packed_b");
-    check_packed(packed_c, a.cout, 1, a.cmid, bytes, "packed_c");
     a.x = data_of(x);
     a.out = data_of(out);
     const int64_t px = pixel_stride(x, "x"), po = pixel_stride(out, "out");
@@ -59,9 +41,12 @@ void block_run_cpu(Tensor x, Tensor packed_a, Tensor shift_a, Tensor packed_b, T
     a.kernel_t = kernel_t;
     a.stride = stride;
     a.dilation = dilation;
-    a.packed_a = data_of(packed_a);
-    a.packed_b = data_of(packed_b);
-    a.packed_c = data_of(packed_c);
+    // A shortcut's weights lie behind conv_c's in every panel.
+    const int64_t bytes_c =
+        panels_bytes(a.cout, 1, a.cmid, bytes) + (shortcut ? panels_bytes(a.cout, 1, a.cin, bytes) : 0);
+    a.packed_a = packed_of(packed_a, panels_bytes(a.cmid, kernel_t, a.cin, bytes), "packed_a");
+    a.packed_b = packed_of(packed_b, panels_bytes(a.cmid, 9, a.cmid, bytes), "packed_b");
+    a.packed_c = packed_of(packed_c, bytes_c, "packed_c");
     a.shift_a = floats_or_null(shift_a, a.cmid, "shift_a");
     a.shift_b = floats_or_null(shift_b, a.cmid, "shift_b");
     a.shift_c = floats_or_null(shift_c, a.cout, "shift_c");

@@ -1,5 +1,5 @@
-// Host side of the convolution: weights into panels, shapes into arguments, pixels and panels into work
-// items.
+// Host side of the convolution: weights into panels, shapes into
+// arguments, pixels and panels into work items.
 
 #include <cstring>
 #include <mutex>
@@ -86,8 +86,8 @@ int64_t packed_bytes(const std::vector<PackSource>& sources, int64_t cout, int b
     return total;
 }
 
-// Pixels of an item: enough to reuse the weights of a pass, few enough to share out and to keep the rows
-// cached.
+// Pixels of an item: enough to reuse the weights of a pass, few
+// enough to share out and to keep the rows cached.
 constexpr int64_t kItemRows = 192;
 
 }  // namespace
@@ -99,8 +99,11 @@ const char* zeros(int64_t bytes) {
     static int64_t size = 0;
     std::lock_guard<std::mutex> lock(mutex);
     if (bytes > size) {
-        size = bytes < 65536 ? 65536 : bytes;
-        blocks.push_back(static_cast<char*>(std::calloc(static_cast<size_t>(size), 1)));
+        const int64_t wanted = bytes < 65536 ? 65536 : bytes;
+        char* block = static_cast<char*>(std::calloc(static_cast<size_t>(wanted), 1));
+        STD_TORCH_CHECK(block != nullptr, "out of memory for ", wanted, " bytes of zeros");
+        blocks.push_back(block);
+        size = wanted;
     }
     return blocks.back();
 }
@@ -130,7 +133,7 @@ namespace {
 
 ConvSource conv_source(const Tensor& x, const int64_t* kernel, const int64_t* stride, const int64_t* padding,
                        const int64_t* dilation, const char* what) {
-    const int64_t pixel = pixel_stride(x, what), e = static_cast<int64_t>(x.element_size());
+    const int64_t pixel = pixel_stride(x, what);
     ConvSource s{};
     s.data = data_of(x);
     s.stride_w = pixel;
@@ -141,7 +144,6 @@ ConvSource conv_source(const Tensor& x, const int64_t* kernel, const int64_t* st
     s.h = x.size(3);
     s.w = x.size(4);
     s.channels = x.size(1);
-    (void)e;
     for (int d = 0; d < 3; ++d) {
         s.kernel[d] = kernel[d];
         s.stride[d] = stride[d];
@@ -162,7 +164,7 @@ void conv_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, std::opt
     a.dtype = dtype_of(x, "x");
     STD_TORCH_CHECK(a.dtype != DType::f16, "x: expected float32 or bfloat16");
     STD_TORCH_CHECK(dtype_of(out, "out") == a.dtype, "out: expected the dtype of x");
-    const int64_t e = bytes_of(a.dtype);
+    const int bytes = static_cast<int>(bytes_of(a.dtype));
     a.sources = 1;
     a.source[0] = conv_source(x, kernel.data(), stride.data(), padding.data(), dilation.data(), "x");
     if (x2) {
@@ -190,13 +192,12 @@ void conv_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, std::opt
         }
     }
     int64_t need = 0;
-    for (int64_t p = 0; p < panel_count(a.channels); ++p)
-        for (int s = 0; s < a.sources; ++s)
-            need += a.source[s].kernel[0] * a.source[s].kernel[1] * a.source[s].kernel[2] *
-                    panel_tap_bytes(panel_shape(a.channels, p), a.source[s].channels, static_cast<int>(e));
-    STD_TORCH_CHECK(packed.numel() == need, "packed: expected ", need, " bytes, got ", packed.numel());
+    for (int s = 0; s < a.sources; ++s) {
+        const ConvSource& src = a.source[s];
+        need += panels_bytes(a.channels, src.kernel[0] * src.kernel[1] * src.kernel[2], src.channels, bytes);
+    }
+    a.packed = packed_of(packed, need, "packed");
     if (out.numel() == 0) return;
-    a.packed = data_of(packed);
     a.shift = floats_or_null(shift, a.channels, "shift");
     a.out = data_of(out);
     a.out_stride = pixel_stride(out, "out");
@@ -214,7 +215,7 @@ void conv_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, std::opt
         widest = src.channels > widest ? src.channels : widest;
         taps += src.kernel[0] * src.kernel[1] * src.kernel[2];
     }
-    a.zeros = zeros(widest * e + 64);
+    a.zeros = zeros(widest * bytes + 64);
 
     const int64_t pixels = a.n * a.t * a.h * a.w, panels = panel_count(a.channels);
     const int64_t rows = pixels < kItemRows ? pixels : kItemRows;

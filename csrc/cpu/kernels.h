@@ -169,8 +169,8 @@ struct KernelTable {
     void (*stem_item)(const StemArgs&, int64_t n, int64_t t, int64_t h0, int64_t h1, char* scratch);
     int64_t (*stem_scratch)(const StemArgs&);
     void (*pad_item)(const PadArgs&, int64_t n, int64_t t);
-    // The same with pixels as lanes, for few channels: wp is the length of the even and of the odd columns'
-    // line.
+    // The same with pixels as lanes, for few channels: wp is the
+    // length of the even and of the odd columns' line.
     void (*stem_planar_item)(const StemArgs&, int64_t n, int64_t t, int64_t h0, int64_t h1, char* scratch);
     int64_t (*stem_planar_scratch)(const StemArgs&);
     void (*stem_planar_layout)(const PadArgs&, int64_t n, int64_t t);

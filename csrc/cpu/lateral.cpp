@@ -7,18 +7,10 @@ namespace slowfast {
 
 namespace {
 
-// Bytes of differences that a unit holds: with its frames, the next unit's and the weights, half of a level-2
-// cache.
+// Bytes of differences that a unit holds: with its frames, the next
+// unit's and the weights, half of a level-2 cache.
 constexpr int64_t kUnitBytes = 80 * 1024;
 constexpr int64_t kTileRows = 6;  // of a register tile with AVX-512
-
-const char* packed_data(const Tensor& packed, int64_t taps, int64_t cin, int64_t cout, const char* what) {
-    int64_t need = 0;
-    for (int64_t p = 0; p < panel_count(cout); ++p)
-        need += taps * panel_tap_bytes(panel_shape(cout, p), cin, 4);
-    STD_TORCH_CHECK(packed.numel() == need, what, ": expected ", need, " bytes, got ", packed.numel());
-    return data_of(packed);
-}
 
 }  // namespace
 
@@ -36,9 +28,9 @@ void lateral_run_cpu(Tensor x, Tensor packed_sum, Tensor packed_first, Tensor pa
     STD_TORCH_CHECK(x.size(0) == out.size(0) && x.size(2) == alpha * a.t_out && x.size(3) == out.size(3) &&
                         x.size(4) == out.size(4),
                     "out: expected the clips, height and width of x and x's frames over alpha = ", alpha);
-    a.packed_sum = packed_data(packed_sum, alpha - 1, a.cin, a.cout, "packed_sum");
-    a.packed_first = packed_data(packed_first, alpha, a.cin, a.cout, "packed_first");
-    a.packed_second = packed_data(packed_second, alpha, a.cin, a.cout, "packed_second");
+    a.packed_sum = packed_of(packed_sum, panels_bytes(a.cout, alpha - 1, a.cin, 4), "packed_sum");
+    a.packed_first = packed_of(packed_first, panels_bytes(a.cout, alpha, a.cin, 4), "packed_first");
+    a.packed_second = packed_of(packed_second, panels_bytes(a.cout, alpha, a.cin, 4), "packed_second");
     a.shift = floats_or_null(shift, a.cout, "shift");
     if (out.numel() == 0) return;
     a.x = data_of(x);
@@ -55,8 +47,8 @@ void lateral_run_cpu(Tensor x, Tensor packed_sum, Tensor packed_first, Tensor pa
     const int64_t pairs = (a.t_out + 1) / 2;
     const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
     const int64_t fitting = (pixels * 2 * (alpha - 1) * a.cin * 4 + kUnitBytes - 1) / kUnitBytes;
-    // Near the number that fits: the one whose units share out evenly among the threads, in whole tiles of
-    // rows.
+    // Near the number that fits: the one whose units share out
+    // evenly among the threads, in whole tiles of rows.
     int64_t chunks = fitting, least = INT64_MAX;
     for (int64_t c = fitting > 1 ? fitting - 1 : 1; c <= fitting + 2; ++c) {
         const int64_t tiles = ((pixels + c - 1) / c + kTileRows - 1) / kTileRows;

@@ -9,8 +9,8 @@ namespace slowfast {
 Tensor conv_pack_cpu(Tensor weight, std::optional<Tensor> scale, std::optional<Tensor> weight2,
                      std::optional<Tensor> scale2, bool bf16);
 
-// out = [relu](conv(x) + conv1x1x1(x2, stride2) + shift + residual), out a channels-last tensor or channel
-// slice.
+// out = [relu](conv(x) + conv1x1x1(x2, stride2) + shift + residual),
+// out a channels-last tensor or channel slice.
 void conv_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, std::optional<Tensor> residual,
                   std::optional<Tensor> x2, Ints kernel, Ints stride, Ints padding, Ints dilation,
                   Ints stride2, bool relu, Tensor out);
@@ -20,9 +20,9 @@ void conv_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, std::opt
 void winograd_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, std::optional<Tensor> residual,
                       bool spatial, bool relu, Tensor workspace, Tensor out);
 
-// out = [relu](lateral convolution of 2 alpha - 1 frames, stride alpha + shift), float32; the packed weights
-// are those of the phases' sums, and of the first and second output frame's differences with the middle tap
-// behind.
+// out = [relu](lateral convolution of 2 alpha - 1 frames, stride alpha +
+// shift), float32; the packed weights are those of the phases' sums, and of
+// the first and second output frame's differences with the middle tap behind.
 void lateral_run_cpu(Tensor x, Tensor packed_sum, Tensor packed_first, Tensor packed_second,
                      std::optional<Tensor> shift, int64_t alpha, bool relu, Tensor out);
 
@@ -41,9 +41,9 @@ void stem_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, Ints ker
 void pack_run_cpu(Tensor frames, Tensor slow_index, std::vector<double> mean, std::vector<double> std,
                   int64_t fast_input, bool reverse_channels, Tensor slow, Tensor fast);
 
-// out[N, classes] = the head's scores in float32; pool_h = pool_w = 0 averages the whole map; activation 0
-// none, 1 softmax, 2 sigmoid, at every position or on the mean of the logits. workspace: null to allocate
-// one.
+// out[N, classes] = the head's scores in float32; pool_h = pool_w = 0
+// averages the whole map; activation 0 none, 1 softmax, 2 sigmoid, at every
+// position or on the mean of the logits. workspace: null to allocate one.
 void pool_head_run_cpu(Tensor slow, std::optional<Tensor> fast, Tensor weight, std::optional<Tensor> bias,
                        int64_t pool_h, int64_t pool_w, bool fast_first, int64_t activation, bool per_position,
                        std::optional<Tensor> workspace, Tensor out);

@@ -207,8 +207,8 @@ void roi_align_bwd_cpu(Tensor grad, Tensor rois, double spatial_scale, double te
 
 namespace {
 
-// The reduced map of one clip. Apart from thread_scratch, which the calling thread uses as well when it
-// helps.
+// The reduced map of one clip. Apart from thread_scratch, which the
+// calling thread uses as well when it helps.
 char* map_scratch(int64_t bytes) {
     static thread_local Scratch scratch;
     return scratch.get(bytes);

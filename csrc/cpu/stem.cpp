@@ -46,18 +46,15 @@ void stem_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, Ints ker
         columns = a.wp * 2;
         need = kernel[0] * kernel[1] * a.cin * units * ((a.channels + 7) / 8) * 32;
     } else {
-        for (int64_t p = 0; p < panel_count(a.channels); ++p)
-            need += kernel[0] * kernel[1] *
-                    panel_tap_bytes(panel_shape(a.channels, p), kernel[2] * a.cin, static_cast<int>(e));
+        need = panels_bytes(a.channels, kernel[0] * kernel[1], kernel[2] * a.cin, static_cast<int>(e));
     }
-    STD_TORCH_CHECK(packed.numel() == need, "packed: expected ", need, " bytes, got ", packed.numel());
+    a.packed = packed_of(packed, need, "packed");
     const int64_t padded_bytes = a.n * a.t * a.hp * columns * a.cin * e;
     STD_TORCH_CHECK(padded.numel() * static_cast<int64_t>(padded.element_size()) >= padded_bytes &&
                         padded.is_contiguous(),
                     "padded: expected ", padded_bytes, " contiguous bytes of workspace");
     if (out.numel() == 0) return;
     a.padded = data_of(padded);
-    a.packed = data_of(packed);
     a.shift = floats_or_null(shift, a.channels, "shift");
     a.relu = relu;
     a.pool = pool;

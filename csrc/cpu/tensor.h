@@ -48,6 +48,15 @@ inline const float* floats_or_null(const std::optional<Tensor>& x, int64_t n, co
     return reinterpret_cast<const float*>(data_of(*x));
 }
 
+// Packed weights of exactly the bytes that the kernel will read.
+inline const char* packed_of(const Tensor& packed, int64_t bytes, const char* what) {
+    STD_TORCH_CHECK(
+        packed.is_contiguous() && packed.numel() * static_cast<int64_t>(packed.element_size()) == bytes, what,
+        ": expected ", bytes, " contiguous bytes, got ",
+        packed.numel() * static_cast<int64_t>(packed.element_size()));
+    return data_of(packed);
+}
+
 // Bytes from one pixel to the next of a channels-last tensor or a channel slice of one; the whole N, T, H, W
 // range is then one run of pixels.
 inline int64_t pixel_stride(const Tensor& x, const char* what) {

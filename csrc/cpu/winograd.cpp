@@ -37,11 +37,7 @@ void winograd_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, std:
                     "workspace: expected ", planes * a.v_plane, " contiguous float32 values, got ",
                     workspace.numel());
     a.v = reinterpret_cast<float*>(data_of(workspace));
-    int64_t need = 0;
-    for (int64_t p = 0; p < panel_count(a.cout); ++p)
-        need += planes * panel_tap_bytes(panel_shape(a.cout, p), a.cin, 4);
-    STD_TORCH_CHECK(packed.numel() == need, "packed: expected ", need, " bytes, got ", packed.numel());
-    a.packed = data_of(packed);
+    a.packed = packed_of(packed, panels_bytes(a.cout, planes, a.cin, 4), "packed");
     a.shift = floats_or_null(shift, a.cout, "shift");
     a.relu = relu;
     a.out = data_of(out);

@@ -1,21 +1,20 @@
 // A wide residual block (Slow pathway's res2 and res3, Fast's res5) in two kernels: conv_a by itself, then
 // conv_b + conv_c + shortcut + ReLU.
 //
-// point_kernel: kt x 1 x 1 convolution, a product of matrices whose rows are pixels; operands through a ring
-// of stages in shared memory. tail_kernel: a block of threads owns a tile of output pixels of one frame.
-// conv_a's result lies in shared memory with the tile's halo; the weights stream through a ring of stages,
-// all of one size, in the order in which they are used. conv_b's result stays in registers: it is the first
-// operand of conv_c. The block's result can be the first operand of the next block's conv_a in turn, as it
-// lies in the registers it is stored from; only the products of that conv_a's weights have to be in their
-// order.
+// point_kernel: kt x 1 x 1 convolution, a product of matrices whose rows are pixels; operands
+// through a ring of stages in shared memory. tail_kernel: a block of threads owns a tile of
+// output pixels of one frame. conv_a's result lies in shared memory with the tile's halo; the
+// weights stream through a ring of stages, all of one size, in the order in which they are used.
+// conv_b's result stays in registers: it is the first operand of conv_c. The block's result can
+// be the first operand of the next block's conv_a in turn, as it lies in the registers it is
+// stored from; only the products of that conv_a's weights have to be in their order.
 #pragma once
 
 #include "cuda/bottleneck_tile.cuh"
 
 namespace slowfast::cuda {
 
-// --- conv_a
-// -----------------------------------------------------------------------------------------------------
+// --- conv_a ------------------------------------------------------------------------------------------------
 
 template <class T>
 struct Point {
@@ -122,8 +121,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kPointThreads, 2) void point_kernel(const Point<T> p)
     }
 }
 
-// --- conv_b, conv_c
-// ---------------------------------------------------------------------------------------------
+// --- conv_b, conv_c ----------------------------------------------------------------------------------------
 
 template <class T>
 struct BlockTail {
@@ -352,9 +350,9 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kTailThreads,
                 }
             }
         }
-        // The values stored are the next conv_a's products: of step 2 q + i the first operand's are values 4
-        // i to 4 i + 3. Zeros where nothing is stored: the channels behind the last would be NaN for infinite
-        // ones.
+        // The values stored are the next conv_a's products: of step 2 q + i the
+        // first operand's are values 4 i to 4 i + 3. Zeros where nothing is
+        // stored: the channels behind the last would be NaN for infinite ones.
         uint32_t operand[Chained ? M : 1][kNextSteps][4];
         Vec<float, 8> shift[2];
         SF_UNROLL

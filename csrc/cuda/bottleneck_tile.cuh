@@ -1,9 +1,9 @@
 // Tensor-core tiles as the bottleneck kernels share them.
 //
-// Weights come packed as the second operand's fragments (ops/bottleneck3d/cuda.py): per 16 products and two
-// tiles of eight channels, each lane's four registers together, so that one 16-byte load feeds two
-// instructions. The order of the channels in the tiles is chosen such that a lane's results are neighbours in
-// memory.
+// Weights come packed as the second operand's fragments (ops/bottleneck3d/cuda.py):
+// per 16 products and two tiles of eight channels, each lane's four registers
+// together, so that one 16-byte load feeds two instructions. The order of the channels
+// in the tiles is chosen such that a lane's results are neighbours in memory.
 #pragma once
 
 #include "cuda/primitives.cuh"

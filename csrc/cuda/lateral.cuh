@@ -291,8 +291,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(128, 3) void lateral_kernel(LateralArgs<T> p) {
     block.run();
 }
 
-// --- Kinds without a convolution, and the Slow channels' way into the buffer
-// ----------------------------------------------------------------
+// --- Kinds without a convolution, and the Slow channels' way into the buffer -------------------------------
 
 template <class T>
 struct GatherArgs {

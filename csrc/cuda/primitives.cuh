@@ -34,9 +34,9 @@
 //   mma_m16n8k16<bf16|f16>(d, a, b)  mma_m16n8k8<bf16|f16>(d, a, b)  mma_m16n8k8_tf32(d, a, b)     d += a * b
 //   to_float(v) from_float<T>(v)     T: float, bf16, f16, or Vec of them
 //   pack2<T>(low, high) unpack2<T>(bits)   two 16-bit values in a register    to_tf32(v)
-//   pack2_relu<T>(low, high) relu_from_float<T>(v)   the same of max(v, 0), NaN where v is, in one
-//   instruction max2<T>(a, b)     the larger of two pairs of 16-bit values, NaN where either is atomic_add(p,
-//   v) atomic_max(p, v)   int; returns the old value
+//   pack2_relu<T>(low, high) relu_from_float<T>(v)   the same of max(v, 0), NaN where v is, in one instruction
+//   max2<T>(a, b)     the larger of two pairs of 16-bit values, NaN where either is
+//   atomic_add(p, v) atomic_max(p, v)   int; returns the old value
 //
 // Fragments (g = lane / 4, t = lane % 4; PTX ISA 9.7.14, low half of a register first)
 //   m16n8k16  a[0] = A[g][2t, 2t+1]  a[1] = A[g+8][..]  a[2] = A[g][2t+8, 2t+9]  a[3] = A[g+8][2t+8, ..]

@@ -135,8 +135,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kRoiThreads, 2) void roi_align_kernel(RoiAlignArgs<T>
     }
 }
 
-// --- Backward
-// ------------------------------------------------------------------------------------------------------------
+// --- Backward ----------------------------------------------------------------------------------------------
 
 // Cells of one block, boxes whose tables are made together, bins per axis in a table.
 constexpr int kRoiTileH = 4, kRoiTileW = 8, kRoiGroup = 8, kRoiChunk = 32;

@@ -265,8 +265,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kHeadThreads, 3) void roi_max_kernel(HeadArgs<T> a) {
     a.arg[at] = bin;
 }
 
-// --- Backward
-// ------------------------------------------------------------------------------------------------------------
+// --- Backward ----------------------------------------------------------------------------------------------
 
 constexpr int kHeadBwdSlice = 64;  // channels of one block
 

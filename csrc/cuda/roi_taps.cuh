@@ -106,8 +106,7 @@ SF_DEVICE bool roi_reaches(const RoiAxis& a, int bins, int lo, int hi) {
     return from - slack <= static_cast<float>(hi) && to + slack >= static_cast<float>(lo);
 }
 
-// --- Tables of some bins in shared memory: forward passes
-// ------------------------------------------------------------------------------------
+// --- Tables of some bins in shared memory: forward passes --------------------------------------------------
 
 // Weights of up to kBins bins of one axis, each from its own first cell on.
 struct AxisTable {

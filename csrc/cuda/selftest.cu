@@ -1,5 +1,5 @@
-// The smallest op of this library, by which tests see that the CUDA path is whole: build, registration,
-// launch.
+// The smallest op of this library, by which tests see that the CUDA
+// path is whole: build, registration, launch.
 
 #include "cuda/ops.h"
 #include "cuda/tensor.h"

@@ -50,8 +50,8 @@ struct StemShape {
     static constexpr int kJoined = N < 4 ? N : 4;
     static constexpr int kPitch = ((N | 1)) * 8;  // of the convolution's result; odd: no bank conflicts
     static constexpr int kResult = StemTile::kRows * kPitch;
-    // With two results the pool of one frame runs beside the convolution of the next; one must do if it is
-    // large.
+    // With two results the pool of one frame runs beside the
+    // convolution of the next; one must do if it is large.
     static constexpr int kResults = N < 4 ? 2 : 1;
     static constexpr int kShared =
         (2 * StemTile::kFrame + kWeights + kResults * kResult) * 2 + 4 * (8 * N + StemTile::kRows);

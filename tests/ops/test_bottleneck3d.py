@@ -1,5 +1,6 @@
 """bottleneck3d on every provider against the reference in float64."""
 
+import importlib
 import math
 
 import pytest
@@ -18,7 +19,7 @@ from ops.parity import (
     check_threads,
     reference,
 )
-from slowfast_kernels import ops, use_backend
+from slowfast_kernels import backends, ops, use_backend
 from slowfast_kernels.ops._cases import Draw, cases_of
 from slowfast_kernels.testing import assert_close, assert_same_layout, to_float64
 
@@ -199,3 +200,34 @@ def test_what_the_kernels_refuse(which, provider):
     call[which] = call[which].bfloat16()
     with pytest.raises(RuntimeError, match=r"cpu: weight is torch\.bfloat16 but x is torch\.float32"):
         ops.bottleneck3d(**call)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_native_call_refuses_weights_packed_for_another_block(dtype):
+    """Of other sizes than the kernel will read: conv_c's without the shortcut's behind them, above all."""
+    if backends.unavailable("cpu"):
+        pytest.skip(backends.unavailable("cpu"))
+    pack = importlib.import_module("slowfast_kernels.ops.conv_bn_act3d.cpu").pack
+    cin, inner, cout = 40, 8, 32
+    x = torch.randn(1, cin, 2, 4, 4).to(dtype).contiguous(memory_format=torch.channels_last_3d)
+    a = pack(torch.randn(inner, cin, 3, 1, 1).to(dtype), None, dtype=dtype)
+    b = pack(torch.randn(inner, inner, 1, 3, 3).to(dtype), None, dtype=dtype)
+    wc, ws = torch.randn(cout, inner, 1, 1, 1).to(dtype), torch.randn(cout, cin, 1, 1, 1).to(dtype)
+    both, alone = pack(wc, None, ws, None, dtype=dtype), pack(wc, None, dtype=dtype)
+    out = torch.empty(1, cout, 2, 4, 4, dtype=dtype, memory_format=torch.channels_last_3d)
+
+    def run(a, b, c):
+        shifts = torch.zeros(inner), torch.zeros(inner), torch.zeros(cout)
+        torch.ops.slowfast._block_run_cpu(x, a, shifts[0], b, shifts[1], c, shifts[2], 3, 1, 1, True, out)
+
+    run(a, b, both)
+    longer = torch.cat([both, both[:4]])
+    for name, packed in {
+        "packed_a": (b, b, both),
+        "packed_b": (a, a, both),
+        "packed_c": (a, b, alone),
+    }.items():
+        with pytest.raises(RuntimeError, match=rf"{name}: expected \d+ contiguous bytes, got \d+"):
+            run(*packed)
+    with pytest.raises(RuntimeError, match="packed_c: expected"):
+        run(a, b, longer)

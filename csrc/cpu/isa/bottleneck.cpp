@@ -1,8 +1,8 @@
 // A whole residual block in one pass over the rows of a frame.
 //
-// conv_a's rows live in a ring just tall enough for conv_b's window, conv_b's row in a line buffer: both stay
-// in the level-1 cache for the Fast pathway's 8 to 32 channels, and the input is read and the output written
-// once.
+// conv_a's rows live in a ring just tall enough for conv_b's window, conv_b's
+// row in a line buffer: both stay in the level-1 cache for the Fast pathway's
+// 8 to 32 channels, and the input is read and the output written once.
 
 #include "cpu/isa/tile.h"
 #include "cpu/isa/entry.h"

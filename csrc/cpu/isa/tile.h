@@ -14,8 +14,8 @@
 
 namespace slowfast::SLOWFAST_ISA {
 
-// Rows whose addresses come from a table: entry [tap * ld + row], bytes. `zeros` marks rows outside the
-// input.
+// Rows whose addresses come from a table: entry [tap * ld + row],
+// bytes. `zeros` marks rows outside the input.
 struct TableRows {
     const char* const* table;
     ptrdiff_t ld;
@@ -211,8 +211,8 @@ SF_INLINE void prefetch_rows(const Finish& f, int bytes) {
         }
 }
 
-// One tile of MR rows over a whole panel. Runs are processed in order, e.g. conv_c and then the shortcut
-// conv.
+// One tile of MR rows over a whole panel. Runs are processed in
+// order, e.g. conv_c and then the shortcut conv.
 template <class T, int MR, int PANEL, bool PAIR, class RowsA, class RowsB>
 SF_INLINE void tile(const Run<RowsA>& first, const Run<RowsB>* second, const char* b, const Finish& f) {
     constexpr int NV = PANEL < kTileVectors ? PANEL : kTileVectors;
