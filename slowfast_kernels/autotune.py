@@ -1,6 +1,6 @@
 """Tile shapes as data: a heuristic's choice, tuned winners on disk, and the measuring that finds them.
 
-A kernel's tiles are a frozen dataclass. `choose` returns, in this order: the winner kept in the package
+A kernel's tiles are a frozen dataclass. A `Tuner` picks, in this order: the winner kept in the package
 (``slowfast_kernels/ops/<op>/tuned/<gpu>.json``) or in the user's cache, the fastest candidate if measuring is
 switched on (``SLOWFAST_AUTOTUNE=1``), the heuristic's choice. Winners are keyed by GPU, shape, dtype and a hash
 of the kernel's source: an edited kernel forgets them.
@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+
+from . import _extension
 
 Config = TypeVar("Config")
 
@@ -175,3 +177,39 @@ def choose(
     except OSError as error:
         warnings.warn(f"{op}: the tiles measured cannot be kept: {error}", stacklevel=2)
     return best
+
+
+class Tuner:
+    """Configurations of the kernels of one op, each found once: a call then costs one look-up.
+
+    op:    as in `choose`.
+    files: sources that the kernels' speed depends on.
+    cuda:  prefixes of the CUDA sources that it depends on.
+    """
+
+    def __init__(self, op: str, *files: str, cuda: Sequence[str] = ()) -> None:
+        self.op, self.files, self.cuda = op, files, tuple(cuda)
+        self.found: dict[tuple[object, ...], Any] = {}
+
+    def pick(
+        self,
+        key: Sequence[object],
+        device: torch.device,
+        heuristic: Callable[[], Config],
+        candidates: Callable[[], Sequence[Config]],
+        run: Callable[[Config], None],
+    ) -> Config:
+        """As `choose`; a heuristic that finds nothing to run returns None, and so does this."""
+        place = (*key, device, is_measuring())
+        if place not in self.found:
+            config, on_gpu = heuristic(), device.type == "cuda"
+            if config is not None:
+                source = self._source() if on_gpu else ""
+                config = choose(self.op, key, source, device, config, candidates, run)
+            if on_gpu and torch.cuda.is_current_stream_capturing():  # nothing was measured: a later call may
+                return config
+            self.found[place] = config
+        return self.found[place]  # type: ignore[no-any-return]
+
+    def _source(self) -> str:
+        return source_hash(*self.files) + (_extension.cuda_source(*self.cuda) if self.cuda else "")

@@ -200,3 +200,56 @@ class TestFloat32Modes:
     def test_an_unknown_one_is_named(self):
         with pytest.raises(ValueError, match="got 'fp8'"), precision.fp32_precision("fp8"):
             pass
+
+
+def pick(tuner, run, key=(1, "bf16"), heuristic=Tiles(64), device=CUDA):
+    return tuner.pick(key, device, lambda: heuristic, lambda: list(SECONDS), run)
+
+
+def test_a_tuner_asks_once(played):
+    tuner = autotune.Tuner("conv_bn_act3d", __file__)
+    with autotune.measuring():
+        assert [pick(tuner, played.append) for _ in range(3)] == [Tiles(128)] * 3
+    measured = len(played)
+    assert set(played) == set(SECONDS)
+    with autotune.measuring():
+        assert pick(tuner, played.append, key=(2, "bf16")) == Tiles(128)
+    assert len(played) == 2 * measured
+
+
+def test_what_is_chosen_in_a_capture_is_not_kept(played, monkeypatch):
+    """Nothing can be measured there: the next call outside may."""
+    tuner = autotune.Tuner("conv_bn_act3d", __file__)
+    with autotune.measuring():
+        with monkeypatch.context() as capture:
+            capture.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+            assert pick(tuner, played.append) == Tiles(64) and not played
+        assert pick(tuner, played.append) == Tiles(128)
+
+
+def test_a_tuner_of_another_source_measures_again(played, tmp_path):
+    for text in ("one", "two"):
+        (tmp_path / f"{text}.py").write_text(text)
+        with autotune.measuring():
+            pick(autotune.Tuner("conv_bn_act3d", str(tmp_path / f"{text}.py")), played.append)
+    assert len(played) == 2 * len(SECONDS)
+
+
+def test_nothing_that_fits_is_remembered(played):
+    tuner, asked = autotune.Tuner("bottleneck3d"), []
+
+    def heuristic():
+        asked.append(1)
+
+    for _ in range(2):
+        assert tuner.pick((1,), CUDA, heuristic, list, played.append) is None
+    assert len(asked) == 1 and not played
+
+
+def test_choices_of_a_plan_know_every_source_that_decides():
+    pytest.importorskip("triton")
+    from slowfast_kernels.plans import choose
+
+    names = {"/".join(Path(file).parts[-2:]) for file in choose.SOURCES}
+    ops = {f"{op}/triton.py" for op in ("bottleneck3d", "conv_bn_act3d", "lateral_fusion", "stem3d")}
+    assert names == ops | {"_triton/tiles.py", "plans/cudnn.py"}

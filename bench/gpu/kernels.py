@@ -37,7 +37,7 @@ def compiling_ahead() -> Iterator[bool]:
     except ImportError:
         yield False
         return
-    if backends.simulated("triton") or autotune._measuring.get():
+    if backends.simulated("triton") or autotune.is_measuring():
         yield False
         return
     launching = JITFunction.run

@@ -8,9 +8,19 @@ from typing import Any
 
 import torch
 
-from .. import _extension, autotune
-from ..ops.bottleneck3d import triton as block_triton
-from ..ops.conv_bn_act3d import triton as conv_triton
+from .. import autotune
+from ..ops.bottleneck3d import triton as block
+from ..ops.conv_bn_act3d import triton as conv
+from ..ops.lateral_fusion import triton as lateral
+from ..ops.stem3d import triton as stem
+from . import cudnn
+
+#: What the speed of a layer's providers depends on, apart from the CUDA sources.
+SOURCES = tuple(
+    dict.fromkeys(
+        (*block.TUNER.files, *stem.TUNER.files, *conv.TUNER.files, lateral.__file__, cudnn.__file__)
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +35,8 @@ class Chooser:
 
     def __init__(self, device: torch.device, allowed: Sequence[str]) -> None:
         self.device, self.allowed = device, tuple(allowed)
+        cuda = ("bottleneck", "lateral", "stem") if "cuda" in self.allowed else ()
+        self.tuner = autotune.Tuner("plans", *SOURCES, cuda=cuda)
 
     def pick(
         self,
@@ -47,11 +59,8 @@ class Chooser:
                 tensors.extend(args())
             able[choice.provider](*tensors)
 
-        source = autotune.source_hash(conv_triton.__file__, block_triton.__file__)
-        if "cuda" in self.allowed:
-            source += _extension.cuda_source("bottleneck", "lateral", "stem")
-        return autotune.choose(
-            "plans", (layer, *key), source, self.device, Choice(first), lambda: [Choice(n) for n in able], run
+        return self.tuner.pick(
+            (layer, *key), self.device, lambda: Choice(first), lambda: [Choice(n) for n in able], run
         ).provider
 
     def like(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:

@@ -128,8 +128,8 @@ def machine(processors: int) -> Iterator[None]:
     with (
         mock.patch.object(bottleneck, "limits", lambda device: (processors, shared)),
         mock.patch.object(stem, "_processors", lambda device: processors),
-        mock.patch.dict(bottleneck._choices, clear=True),
-        mock.patch.dict(stem._choices, clear=True),
+        mock.patch.dict(bottleneck.TUNER.found, clear=True),
+        mock.patch.dict(stem.TUNER.found, clear=True),
     ):
         yield
 

@@ -77,7 +77,7 @@ def test_tiles_change_nothing(name, tiles, provider, monkeypatch):
         )
 
     monkeypatch.setattr(kernels, "heuristic", chosen)
-    monkeypatch.setattr(conv, "_chosen", {})
+    monkeypatch.setattr(kernels.TUNER, "found", {})
     args, kwargs = case_named(OP, name).args(shrink=8)
     exact, peer = reference(OP, *to_float64((args, kwargs))), reference(OP, args, kwargs)
     check(run(OP, args, kwargs), exact, peer, products(args), name)

@@ -45,7 +45,7 @@ def small_tiles(monkeypatch):
         return kernels.Tiles(32, 16, kernels.next_power_of_2(row, 16) if row else 16)
 
     monkeypatch.setattr(kernels, "heuristic", tiles)
-    monkeypatch.setattr(kernels, "_chosen", {})
+    monkeypatch.setattr(kernels.TUNER, "found", {})
 
 
 SMALL = ["1x1x1", "3x3x3", "one channel", "dilation 2", "even kernel", "padding beyond the kernel", "bare",
@@ -110,7 +110,7 @@ def test_out_may_be_the_residual(provider, monkeypatch):
         return heuristic
 
     monkeypatch.setattr(kernels.autotune, "choose", measure)
-    monkeypatch.setattr(kernels, "_chosen", {})
+    monkeypatch.setattr(kernels.TUNER, "found", {})
     got = ops.conv_bn_act3d(x, weight, scale, shift, residual, **kwargs, out=residual)
     assert torch.equal(got, expected)
 
@@ -123,7 +123,7 @@ def test_choices_are_made_once(provider, monkeypatch):
         return heuristic
 
     monkeypatch.setattr(kernels.autotune, "choose", choose)
-    monkeypatch.setattr(kernels, "_chosen", {})
+    monkeypatch.setattr(kernels.TUNER, "found", {})
     args, kwargs = there(case_named(OP, "1x1x1").args())
     for _ in range(3):
         ops.conv_bn_act3d(*args, **kwargs)

@@ -76,7 +76,7 @@ def test_one_kernel_and_two_agree(name, fused, provider, monkeypatch):
     args, kwargs = case_named(OP, name).args()
     expected = run(OP, args, kwargs)[0]
     monkeypatch.setattr(kernels, "heuristic", chosen)
-    monkeypatch.setattr(conv, "_chosen", {})
+    monkeypatch.setattr(kernels.TUNER, "found", {})
     exact = reference(OP, *to_float64((args, kwargs)))[0]
     got = run(OP, args, kwargs)[0]
     assert_close(got, exact, products(args[1]))
@@ -104,7 +104,7 @@ def test_kernels_without_a_width(kernel, provider):
 def test_nonfinite_input(value, relu, fused, provider, monkeypatch):
     """As in PyTorch: a NaN wins every maximum that it takes part in, and no others."""
     monkeypatch.setattr(kernels, "heuristic", lambda *shape: kernels.Tiles(fused, 128, 16, 32))
-    monkeypatch.setattr(conv, "_chosen", {})
+    monkeypatch.setattr(kernels.TUNER, "found", {})
     draw = Draw(seed=9)
     x, weight = draw.normal(2, 3, 2, 17, 19), draw.weight(10, 3, 1, 3, 7)
     x[1, 2, 0, 9, 11] = value

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ... import _extension, autotune
+from ... import autotune
 from .._registration import channels_last, define_native, empty_channels_last
 from .cpu import output_shape
 from .cuda_pack import NARROW, WIDE, Packed, pack
@@ -42,6 +42,7 @@ define_native(
 )
 
 DTYPES = (torch.bfloat16, torch.float16)
+TUNER = autotune.Tuner("bottleneck3d", cuda=("bottleneck",))
 
 
 def _takes(x: torch.Tensor) -> bool:
@@ -133,7 +134,32 @@ def _chosen(
     ready: bool = False,
 ) -> Tiles | TailTiles | None:
     """Tiles of a call, found once: by the tuned table or by measuring, else by the heuristic."""
+    n, _, t, h, w = out.shape
+    processors, shared = limits(x.device)
+
+    def first() -> Tiles | TailTiles | None:
+        if packed.weights_a is None:
+            return heuristic(packed, n, t, h, w, stride, dilation, processors, shared)
+        call = (packed, n * t, h, w, stride, dilation, processors, shared)
+        # Unmeasured, by the least traffic: one kernel, unless a shortcut keeps it from fetching ahead.
+        whole = None if packed.shortcut or packed.chained or ready else whole_heuristic(*call)
+        return whole or tail_heuristic(*call)
+
+    def others() -> Sequence[Tiles | TailTiles | None]:
+        if packed.weights_a is None:
+            return candidates(packed, n, t, h, w, stride, dilation, shared)
+        shape = (packed, h, w, stride, dilation, shared)
+        whole = [] if packed.chained or ready else whole_candidates(*shape)
+        return [*tail_candidates(*shape), *whole]
+
+    def run(config: Tiles | TailTiles | None) -> None:
+        run_packed(
+            x, packed, out, stride=stride, dilation=dilation, inner=inner, following=following, ready=ready,
+            config=config,
+        )  # fmt: skip
+
     key = (
+        "cuda",
         packed.cin,
         packed.inner,
         packed.cout,
@@ -141,46 +167,12 @@ def _chosen(
         packed.shortcut,
         packed.chained,
         ready,
-        tuple(out.shape),
+        *out.shape,
         stride,
         dilation,
+        x.dtype,
     )
-    place = (*key, x.dtype, x.device, autotune.is_measuring())
-    if place in _choices:
-        return _choices[place]
-    n, _, t, h, w = out.shape
-    processors, shared = limits(x.device)
-    first: Tiles | TailTiles | None
-    if packed.weights_a is None:
-        first = heuristic(packed, n, t, h, w, stride, dilation, processors, shared)
-    else:
-        call = (packed, n * t, h, w, stride, dilation, processors, shared)
-        # Unmeasured, by the least traffic: one kernel, unless a shortcut keeps it from fetching ahead.
-        first = None if packed.shortcut or packed.chained or ready else whole_heuristic(*call)
-        first = first or tail_heuristic(*call)
-
-    def others() -> Sequence[Tiles | TailTiles]:
-        if packed.weights_a is None:
-            return candidates(packed, n, t, h, w, stride, dilation, shared)
-        shape = (packed, h, w, stride, dilation, shared)
-        whole = [] if packed.chained or ready else whole_candidates(*shape)
-        return [*tail_candidates(*shape), *whole]
-
-    def run(config: Tiles | TailTiles) -> None:
-        run_packed(
-            x, packed, out, stride=stride, dilation=dilation, inner=inner, following=following, ready=ready,
-            config=config,
-        )  # fmt: skip
-
-    if first is not None and x.device.type == "cuda":
-        source = _extension.cuda_source("bottleneck")
-        named = ("cuda", *key[:-3], *out.shape, stride, dilation, x.dtype)
-        first = autotune.choose("bottleneck3d", named, source, x.device, first, others, run)
-    _choices[place] = first
-    return first
-
-
-_choices: dict[tuple[object, ...], Tiles | TailTiles | None] = {}
+    return TUNER.pick(key, x.device, first, others, run)
 
 
 def refuses(x: torch.Tensor, weight_a: torch.Tensor, *rest: object) -> str | None:

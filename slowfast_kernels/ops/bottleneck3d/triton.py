@@ -13,14 +13,14 @@ import torch
 import triton
 import triton.language as tl
 
-from ... import backends
+from ... import autotune, backends
 from ..._triton import tiles
 from ..._triton.launch import cdiv, launch, next_power_of_2
 from .._registration import channels_last, empty_channels_last
 from ..conv_bn_act3d import triton as conv
 from .cpu import output_shape
 
-SOURCES = (__file__, *conv.SOURCES)
+TUNER = autotune.Tuner("bottleneck3d", __file__, *conv.TUNER.files)
 
 #: Widest inner width that conv_b + conv_c hold in one tile.
 INNER_CHANNELS = 64
@@ -300,9 +300,9 @@ def run_packed(
     if pixels:
         tail(
             config
-            or conv.chosen(
-                "bottleneck3d", (*shape, *out.shape[2:], stride, dilation), x.device,
-                lambda: heuristic(*shape), lambda: candidates(*shape), tail, SOURCES,
+            or TUNER.pick(
+                (*shape, *out.shape[2:], stride, dilation), x.device,
+                lambda: heuristic(*shape), lambda: candidates(*shape), tail,
             )
         )  # fmt: skip
     return out

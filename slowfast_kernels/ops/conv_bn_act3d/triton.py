@@ -7,7 +7,7 @@ buffers), with a strided 1x1x1 convolution of a second tensor as further product
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from .cpu import output_shape
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 POINT, TAPS, ROWS = 0, 1, 2  # as in tiles
-SOURCES = (__file__, tiles.__file__)
+TUNER = autotune.Tuner("conv_bn_act3d", __file__, tiles.__file__)
 
 #: Shared memory that the operands of a tile may take, bytes: what an sm_80 block can have, less the epilogue's.
 SHARED_BYTES = 160 * 1024
@@ -368,29 +368,6 @@ def candidates(
     return found
 
 
-_chosen: dict[Any, Tiles] = {}
-
-
-def chosen(
-    op: str,
-    key: tuple[Any, ...],
-    device: torch.device,
-    first: Callable[[], Any],
-    more: Callable[[], Sequence[Any]],
-    run: Callable[[Any], None],
-    sources: tuple[str, ...] = SOURCES,
-) -> Any:
-    """`autotune.choose`, once per key: a call's tiles cost one look-up."""
-    full = (op, key, device.type, device.index, autotune._measuring.get())
-    found = _chosen.get(full)
-    if found is None:
-        found = autotune.choose(op, key, autotune.source_hash(*sources), device, first(), more, run)
-        capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        if not capturing:  # while a graph is captured nothing is measured: a later call may
-            _chosen[full] = found
-    return found
-
-
 def dot_precision(dtype: torch.dtype) -> str:
     """``input_precision`` of tl.dot."""
     return precision.fp32_mode() if dtype == torch.float32 else "ieee"
@@ -484,8 +461,7 @@ def run_packed(
     if pixels and cout:
         start(
             config
-            or chosen(
-                "conv_bn_act3d",
+            or TUNER.pick(
                 (*shape, *packed.kernel, *stride, *g.out),
                 x.device,
                 lambda: heuristic(*shape),

@@ -23,6 +23,7 @@ from .cpu import FAST_INPUTS, empty_clips
 from .slow_frames import slow_frames
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+TUNER = autotune.Tuner("pack_pathways", __file__, tiles.__file__)
 
 
 @dataclass(frozen=True)
@@ -233,12 +234,14 @@ def run(
         )  # fmt: skip
 
     values = h * w if one_channel else h * w * 3
-    heuristic = tiles_of(values, one_channel, t)
     key = (fast_input, dtype, tuple(frames.shape), dense, rows == 1, reverse_channels, index.shape[0])
-    source = autotune.source_hash(__file__, tiles.__file__)
     start(
-        autotune.choose(
-            "pack_pathways", key, source, frames.device, heuristic, lambda: candidates(one_channel, t), start
+        TUNER.pick(
+            key,
+            frames.device,
+            lambda: tiles_of(values, one_channel, t),
+            lambda: candidates(one_channel, t),
+            start,
         )
     )
     return slow, fast

@@ -19,6 +19,8 @@ from ..._triton.tiles import widened
 from .._registration import pixel_rows
 from .cpu import ACTIVATIONS, DTYPES
 
+TUNER = autotune.Tuner("pool_concat_head", __file__, tiles.__file__)
+
 #: Most classes of a softmax: a program holds all of them.
 MAX_CLASSES = 32768
 
@@ -340,11 +342,9 @@ def run(
     heuristic = tiles_of(n, max(slow_pixels, fast_pixels), channels, n * positions, classes)
     key = (ACTIVATIONS.index(activation), semantics, slow.dtype, weight.dtype, tuple(slow.shape), fast_channels,
            fast_frames, fast_h, fast_w, classes, kh, kw)  # fmt: skip
-    source = autotune.source_hash(__file__, tiles.__file__)
     start(
-        autotune.choose(
-            "pool_concat_head", key, source, slow.device, heuristic,
-            lambda: candidates(heuristic, n * positions, channels), start,
+        TUNER.pick(
+            key, slow.device, lambda: heuristic, lambda: candidates(heuristic, n * positions, channels), start
         )
-    )  # fmt: skip
+    )
     return out

@@ -22,7 +22,7 @@ from ..._triton.tiles import narrowed, widened
 from .._registration import channels_last, empty_channels_last, pixel_rows
 from .boxes import MODES
 
-SOURCE = (__file__, roi.__file__, tiles.__file__)
+TUNER = autotune.Tuner("roi_align3d", __file__, roi.__file__, tiles.__file__)
 
 
 @dataclass(frozen=True)
@@ -234,13 +234,16 @@ def run(
             warps=tile.warps, MODE=MODES.index(mode), ROWS=tile.rows, CHANNELS=tile.channels,
         )  # fmt: skip
 
-    heuristic = tiles_of(bh * bw, channels, volume)
     key = ("forward", mode, x.dtype, tuple(x.shape), rois.shape[0], bt, bh, bw, sampling_ratio)
-    source = autotune.source_hash(*SOURCE)
-    tile = autotune.choose(
-        "roi_align3d", key, source, x.device, heuristic, lambda: candidates(bh * bw, channels), start
+    start(
+        TUNER.pick(
+            key,
+            x.device,
+            lambda: tiles_of(bh * bw, channels, volume),
+            lambda: candidates(bh * bw, channels),
+            start,
+        )
     )
-    start(tile)
     return out
 
 
@@ -286,11 +289,14 @@ def run_bwd(
             warps=tile.warps, MODE=MODES.index(mode), ROWS=tile.rows, CHANNELS=tile.channels,
         )  # fmt: skip
 
-    heuristic = tiles_of(h * w, channels, False)
     key = ("backward", mode, g.dtype, tuple(shape), count, bt, bh, bw, sampling_ratio)
-    source = autotune.source_hash(*SOURCE)
-    tile = autotune.choose(
-        "roi_align3d", key, source, g.device, heuristic, lambda: candidates(h * w, channels), start
+    start(
+        TUNER.pick(
+            key,
+            g.device,
+            lambda: tiles_of(h * w, channels, False),
+            lambda: candidates(h * w, channels),
+            start,
+        )
     )
-    start(tile)
     return dx

@@ -20,7 +20,7 @@ from ..._triton.roi import DTYPES, bin_sums, taps_of
 from ..._triton.tiles import narrowed, widened
 from .._registration import empty_channels_last, pixel_rows
 
-SOURCE = (__file__, roi.__file__, tiles.__file__)
+TUNER = autotune.Tuner("roi_head_pool", __file__, roi.__file__, tiles.__file__)
 LOWEST = tl.constexpr(-(2**31))
 
 
@@ -288,12 +288,10 @@ def run(
 
     key = ("forward", temporal, slow.dtype, tuple(slow.shape), fast_channels, fast_frames, count, bh, bw)
     start(
-        autotune.choose(
-            "roi_head_pool",
+        TUNER.pick(
             key,
-            autotune.source_hash(*SOURCE),
             slow.device,
-            tiles_of(h * w, bh * bw, channels),
+            lambda: tiles_of(h * w, bh * bw, channels),
             lambda: candidates(h * w, bh * bw, channels),
             start,
         )
@@ -337,12 +335,10 @@ def run_bwd(
         )  # fmt: skip
 
     start(
-        autotune.choose(
-            "roi_head_pool",
+        TUNER.pick(
             ("backward", temporal, dx.dtype, tuple(shape), count, bh, bw),
-            autotune.source_hash(*SOURCE),
             dx.device,
-            tiles_of(h * w, 1, channels),
+            lambda: tiles_of(h * w, 1, channels),
             lambda: candidates(h * w, 1, channels),
             start,
         )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ... import _extension, autotune
+from ... import autotune
 from .._registration import define_native, empty_channels_last
 from .cpu import output_shape
 
@@ -22,6 +22,7 @@ define_native(
 )
 
 DTYPES = (torch.bfloat16, torch.float16)
+TUNER = autotune.Tuner("stem3d", cuda=("stem",))
 
 #: Most output channels by temporal extent of the kernel.
 CHANNELS = {1: 64, 5: 8}
@@ -135,21 +136,18 @@ def run_packed(
 
 def _chosen(x: torch.Tensor, packed: Packed, out: torch.Tensor, relu: bool) -> Segment:
     """The segment of a call, found once."""
-    place = (packed.kernel_t, packed.cout, tuple(out.shape), x.dtype, x.device, autotune.is_measuring())
-    if place not in _choices:
-        n, _, t, h, w = out.shape
-        first = heuristic(n, t, h, w, packed.kernel_t, _processors(x.device))
+    n, _, t, h, w = out.shape
 
-        def run(config: Segment) -> None:
-            run_packed(x, packed, out, relu=relu, config=config)
+    def run(config: Segment) -> None:
+        run_packed(x, packed, out, relu=relu, config=config)
 
-        key = ("cuda", packed.kernel_t, packed.cout, *out.shape, x.dtype)
-        source = _extension.cuda_source("stem") if x.device.type == "cuda" else ""
-        _choices[place] = autotune.choose("stem3d", key, source, x.device, first, lambda: candidates(t), run)
-    return _choices[place]
-
-
-_choices: dict[tuple[object, ...], Segment] = {}
+    return TUNER.pick(
+        ("cuda", packed.kernel_t, packed.cout, *out.shape, x.dtype),
+        x.device,
+        lambda: heuristic(n, t, h, w, packed.kernel_t, _processors(x.device)),
+        lambda: candidates(t),
+        run,
+    )
 
 
 def refuses(

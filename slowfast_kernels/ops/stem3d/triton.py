@@ -13,14 +13,14 @@ import torch
 import triton
 import triton.language as tl
 
-from ... import backends
+from ... import autotune, backends
 from ..._triton import tiles
 from ..._triton.launch import cdiv, launch, next_power_of_2
 from .._registration import empty_channels_last
 from ..conv_bn_act3d import triton as conv
 from .cpu import output_shape
 
-SOURCES = (__file__, *conv.SOURCES)
+TUNER = autotune.Tuner("stem3d", __file__, *conv.TUNER.files)
 
 #: Longest reduction that is computed nine times a pooled pixel.
 POOLED_PRODUCTS = 192
@@ -211,9 +211,9 @@ def run_packed(
     if pixels:
         start(
             config
-            or conv.chosen(
-                "stem3d", (*shape, *kernel, *stride, *out.shape[2:]), x.device,
-                lambda: heuristic(*shape), lambda: candidates(*shape), start, SOURCES,
+            or TUNER.pick(
+                (*shape, *kernel, *stride, *out.shape[2:]), x.device,
+                lambda: heuristic(*shape), lambda: candidates(*shape), start,
             )
         )  # fmt: skip
     return out
