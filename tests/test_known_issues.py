@@ -1,4 +1,4 @@
-"""The list of PyTorch and cuDNN pairs with bad 3-D convolutions."""
+"""The list of PyTorch versions, and pairs with cuDNN, with bad 3-D convolutions."""
 
 import warnings
 
@@ -20,10 +20,17 @@ from slowfast_kernels.known_issues import matching, parse, parse_cudnn
     ],
 )
 def test_pairs(torch, cudnn, expected):
-    issues = matching(parse(torch), parse_cudnn(cudnn))
+    issues = [i for i in matching(parse(torch), parse_cudnn(cudnn)) if i.cudnn]
     assert len(issues) == len(expected)
     for issue, text in zip(issues, expected, strict=True):
         assert text in issue.what and "pytorch#" in issue.see
+
+
+def test_issues_of_the_cpu_need_no_cudnn():
+    issues = matching((2, 13, 0), None)
+    assert issues and all(i.cudnn is None for i in issues)
+    assert any("one input channel" in i.what for i in issues)
+    assert not matching((2, 8, 0), None)
 
 
 def test_versions():
@@ -32,7 +39,7 @@ def test_versions():
 
 
 def test_each_is_warned_about_once(monkeypatch):
-    monkeypatch.setattr(known_issues, "found", lambda: known_issues.ISSUES[:2])
+    monkeypatch.setattr(known_issues, "found", lambda: (*known_issues.ISSUES[:2], known_issues.ISSUES[-1]))
     known_issues.warn_once.cache_clear()
     with pytest.warns(UserWarning) as caught:
         known_issues.warn_once()

@@ -34,7 +34,7 @@ def measured_ceilings(threads: int) -> tuple[dict[str, float] | None, str | None
 
 def gather(ceilings: bool = False) -> dict[str, Any]:
     """Everything the command shows, as one dictionary."""
-    from slowfast_kernels import backends
+    from slowfast_kernels import backends, known_issues
 
     document: dict[str, Any] = {"environment": report.environment()}
     document["packages"] = {name: report.version_of(name) for name in EXTRAS}
@@ -43,6 +43,7 @@ def gather(ceilings: bool = False) -> dict[str, Any]:
         for name, reason in ((name, _why_not(name)) for name in backends.NAMES)
     }
     document["gpu"] = gpu()
+    document["known_issues"] = [known_issues.sentence(issue) for issue in known_issues.found()]
     document["isa"] = {"found": backends.cpu_isa_found(), "used": backends.cpu_isa()}
     try:
         from slowfast_kernels import models
@@ -59,10 +60,10 @@ def gather(ceilings: bool = False) -> dict[str, Any]:
 
 
 def gpu() -> dict[str, Any]:
-    """What a GPU user gets: the device, the ops each provider has, the CUDA library built here, known issues."""
+    """What a GPU user gets: the device, the ops each provider has, the CUDA library built here."""
     import torch
 
-    from slowfast_kernels import _extension, known_issues, ops
+    from slowfast_kernels import _extension, ops
     from slowfast_kernels.ops._registration import OPS
 
     document: dict[str, Any] = {"device": None, "cudnn": None}
@@ -76,7 +77,6 @@ def gpu() -> dict[str, Any]:
     resources = _extension.LIB_DIR / "cuda_resources.json"
     rows = json.loads(resources.read_text()) if resources.exists() else []
     document["cuda_kernels"] = len({row["kernel"] for row in rows})
-    document["known_issues"] = [f"{issue.what} ({issue.see})" for issue in known_issues.found()]
     return document
 
 
@@ -102,8 +102,6 @@ def say_gpu(gpu: dict[str, Any], width: int) -> None:
     kernels = gpu["cuda_kernels"]
     built = f"{kernels} kernels built" if kernels else "not built: there was no nvcc when this was installed"
     report.say(f"  {'cuda library'.ljust(width - 2)}  {built}")
-    for issue in gpu["known_issues"]:
-        report.say(f"  warning: torch {report.version_of('torch')} with cuDNN {gpu['cudnn']}: {issue}")
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -130,6 +128,8 @@ def execute(args: argparse.Namespace) -> int:
     if not document["providers"]["cpu"]["available"]:
         report.say("  warning: CPU calls run on the plain PyTorch reference, at its speed")
     say_gpu(document["gpu"], width)
+    if document["known_issues"]:
+        report.say("\nknown issues\n  " + "\n  ".join(document["known_issues"]))
     if args.ceilings:
         report.say(f"\nceilings at {stamp['threads']} threads")
         found = document["ceilings"]

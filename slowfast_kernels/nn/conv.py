@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slowfast_kernels import ops
+from slowfast_kernels.ops._conv3d import conv3d
 
 Size3 = tuple[int, int, int]
 
@@ -26,6 +27,25 @@ def fold_batch_norm(bn: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
     if bn.bias is not None:
         shift = shift + bn.bias.to(dtype)
     return scale, shift
+
+
+class Conv3d(nn.Conv3d):
+    """`torch.nn.Conv3d` without bias and groups, right in every memory layout (`ops._conv3d`)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: Size3,
+        stride: Size3 = (1, 1, 1),
+        padding: Size3 = (0, 0, 0),
+        dilation: Size3 = (1, 1, 1),
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel, stride, padding, dilation, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, Ci, T, H, W] -> [N, Co, To, Ho, Wo]."""
+        return conv3d(x, self.weight, self.stride, [int(p) for p in self.padding], self.dilation)
 
 
 class ConvBN(nn.Module):
@@ -51,7 +71,7 @@ class ConvBN(nn.Module):
         kt, kh, kw = kernel
         dt, dh, dw = dilation
         padding = (dt * (kt // 2), dh * (kh // 2), dw * (kw // 2))
-        self.conv = nn.Conv3d(in_channels, out_channels, kernel, stride, padding, dilation, bias=False)
+        self.conv = Conv3d(in_channels, out_channels, kernel, stride, padding, dilation)
         self.bn = nn.BatchNorm3d(out_channels) if norm else None
         self.relu = relu
 

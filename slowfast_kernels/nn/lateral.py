@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slowfast_kernels import ops
-from slowfast_kernels.nn.conv import fold_batch_norm
+from slowfast_kernels.nn.conv import Conv3d, fold_batch_norm
 
 
 class Lateral(nn.Module):
@@ -29,11 +29,11 @@ class Lateral(nn.Module):
     ) -> None:
         super().__init__()
         self.kind, self.alpha, self.relu = kind, alpha, relu
-        self.conv: nn.Conv3d | None = None
+        self.conv: Conv3d | None = None
         self.bn: nn.BatchNorm3d | None = None
         if kind == "conv":
             out, padding = ratio * fast_channels, (kernel // 2, 0, 0)
-            self.conv = nn.Conv3d(fast_channels, out, (kernel, 1, 1), (alpha, 1, 1), padding, bias=False)
+            self.conv = Conv3d(fast_channels, out, (kernel, 1, 1), (alpha, 1, 1), padding)
             self.bn = nn.BatchNorm3d(out) if norm else None
 
     def folded(self) -> tuple[Tensor | None, Tensor | None]:

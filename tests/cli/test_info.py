@@ -51,6 +51,15 @@ def test_info_for_a_gpu_user(command, monkeypatch):
     assert "\ngpu\n" in out and "silently give wrong results (pytorch#163539)" in out
 
 
+def test_info_tells_known_issues_of_the_cpu(command, monkeypatch):
+    of_the_cpu = [issue for issue in known_issues.ISSUES if issue.cudnn is None]
+    monkeypatch.setattr(known_issues, "found", lambda: tuple(of_the_cpu))
+    lines = command("info").out.partition("\nknown issues\n")[2].splitlines()
+    for issue, line in zip(of_the_cpu, lines, strict=False):
+        assert "on the CPU" in line and issue.what in line and issue.see in line
+    assert len(json.loads(command("info", "--json").out)["known_issues"]) == len(of_the_cpu) > 0
+
+
 def test_ceilings_that_cannot_be_measured_are_explained(command, monkeypatch):
     monkeypatch.setattr(info, "measured_ceilings", lambda threads: (None, "the probe is not built"))
     got = command("info", "--ceilings")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from .._conv3d import conv3d
+
 
 def affine(x: torch.Tensor, scale: torch.Tensor | None, shift: torch.Tensor | None) -> torch.Tensor:
     """``x * scale + shift`` per channel, computed in at least float32."""
@@ -30,7 +32,7 @@ def conv_bn_act3d_reference(
     dilation: list[int],
     relu: bool,
 ) -> torch.Tensor:
-    y = F.conv3d(x, weight, None, stride, padding, dilation)
+    y = conv3d(x, weight, stride, padding, dilation)
     y = affine(y, scale, shift)
     if residual is not None:
         y = y + residual
