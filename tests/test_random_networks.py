@@ -61,7 +61,7 @@ class Networks:
         )
 
     def config(self):
-        """The configuration; ``sizes`` of it: (Slow or only frames, height, width) of maps as small as its head takes."""
+        """A configuration for clips of ``height`` x ``width`` pixels or more and ``frames`` Slow (or only) frames."""
         kind = self.one_of("both", "both", "both", "slow", "fast")
         both, gray = kind == "both", kind != "slow" and self.random.random() < 0.2
         alpha = self.one_of(1, 2, 4, 8, 3) if both else 1

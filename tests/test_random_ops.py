@@ -412,9 +412,8 @@ def test_a_random_call(op, seed):
     with poisoned_memory():
         calls = Calls(seed)
         args, kwargs = draw(calls)
-        note(
-            f"ops.{op}({', '.join(map(described, args))}, {', '.join(f'{k}={described(v)}' for k, v in kwargs.items())})"
-        )
+        named = [f"{name}={described(value)}" for name, value in kwargs.items()]
+        note(f"ops.{op}({', '.join([*map(described, args), *named])})")
         expected = exact(*map(wide, args), **kwargs)
         # PyTorch's own bfloat16 convolutions make NaN of infinity
         skipped = ("reference",) if calls.special and calls.dtype == torch.bfloat16 else ()
