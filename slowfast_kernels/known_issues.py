@@ -69,8 +69,9 @@ ISSUES = (
     KnownIssue(
         None,
         ((2, 11), None),
-        "the weight gradient of conv3d in bfloat16 can be NaN where maps are one or two columns wide; the ops "
-        "differentiate in float32, modules trained in bfloat16 are not protected",
+        "the weight gradient of conv3d in bfloat16 reads uninitialised memory where the kernel is long for the clip "
+        "(3 on 2 frames, 5 on 3 or 4) or maps are one or two columns wide; the ops differentiate in float32, modules "
+        "trained in bfloat16 are not protected",
         "seen with 2.11.0, 2.13.0 and 2.15.0",
     ),
 )
