@@ -216,7 +216,7 @@ def exact_pool_concat_head(slow, fast, weight, bias, *, pool_size, semantics, ac
 
 def boxes(draw, n, h, w, scale):
     """[0 .. 200, 5] boxes: inside, across the border, outside, empty, inverted, the whole map, not a number."""
-    count = 200 if draw.chance(0.05) else draw.one_of(0, 1, 3, draw.int(1, 12))
+    count = 200 if draw.chance(0.05) else 0 if draw.chance(0.1) else draw.int(1, 12)
     rows = []
     for _ in range(count):
         sides = []
