@@ -80,7 +80,8 @@ def create(name: str, **overrides: Any) -> SlowFast:
                 lateral_norm (and lateral_relu with it), lateral_relu
       head      classes, head = "pyslowfast" | "pytorchvideo" | "mmaction2" (and that library's activation),
                 activation = "softmax" | "sigmoid" | "none", pool, dropout, multi_label, background,
-                roi = None | True | RoIConfig | its fields (makes a detection head)
+                roi = None | True | RoIConfig | its fields (makes a detection head),
+                output = "scores" | "features" | "maps" (what a call returns; `HeadConfig` says it)
       weights   zero_init_final_bn
     A pathway override holds for both pathways; {"slow": ..., "fast": ...} names them, and a pair (slow, fast)
     does where a single number is meant. A new depth makes all blocks temporal unless temporal_blocks says

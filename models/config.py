@@ -28,6 +28,7 @@ BLOCKS = ("bottleneck", "basic", "basic_transform")
 LATERAL_KINDS = ("conv", "time_to_channel_concat", "time_to_channel_sum", "time_sample", "none")
 SEMANTICS = ("pyslowfast", "pytorchvideo", "mmaction2")
 ACTIVATIONS = ("softmax", "sigmoid", "none")
+OUTPUTS = ("scores", "features", "maps")
 FAST_INPUTS = ("rgb", "gray", "time_diff")
 SLOW_INDICES = ("linspace", "stride")
 
@@ -280,6 +281,9 @@ class HeadConfig:
     multi_label  classes may hold together; with activation "none" scores are made by a sigmoid, else softmax
     background   class 0 is "background" (mmaction2's detection heads)
     roi          region-of-interest part of a detection head
+    output       what the network returns. "scores": of the classes; "features": what the classifier would get,
+                 pooled and concatenated (`column_order`), the mean over the window's positions, before dropout;
+                 "maps": the res5 maps of every pathway, before any head. The parameters are the same.
     """
 
     classes: int = 400
@@ -290,11 +294,13 @@ class HeadConfig:
     multi_label: bool = False
     background: bool = False
     roi: RoIConfig | None = None
+    output: str = "scores"
 
     def __post_init__(self) -> None:
         require_positive("classes", self.classes)
         require_one_of("head", SEMANTICS, self.semantics)
         require_one_of("activation", ACTIVATIONS, self.activation)
+        require_one_of("output", OUTPUTS, self.output)
         require(0 <= self.dropout < 1, "dropout", "a probability in [0, 1)", self.dropout)
         if self.pool is not None:
             require_positive("head pool", self.pool)
@@ -304,6 +310,11 @@ class HeadConfig:
         """Order in which the pathways' channels meet the classifier's columns."""
         swapped = self.semantics == "mmaction2" and self.roi is None
         return ("fast", "slow") if swapped else ("slow", "fast")
+
+    @property
+    def takes_rois(self) -> bool:
+        """Whether a call comes with boxes."""
+        return self.roi is not None and self.output != "maps"
 
 
 @dataclass(frozen=True)

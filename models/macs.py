@@ -15,8 +15,8 @@ def macs(model: SlowFast, frames: int, crop: int | tuple[int, int]) -> int:
 
     model: one that `create` made. frames: length of the clip of the densest pathway. crop: side of the frames
     in pixels, or (height, width). One multiply-add counts once; batch norm, ReLU, pooling and additions do
-    not count, as in the papers' tables. Nothing is computed: a copy without storage is run for its shapes,
-    and the model is left alone. Raises ValueError where the model would (frames not a multiple of alpha,
+    not count, as in the papers' tables; the classifier counts where the model returns scores. Nothing is
+    computed: a copy without storage is run for its shapes, and the model is left alone. Raises ValueError where the model would (frames not a multiple of alpha,
     frames below the head's window).
     """
     height, width = (crop, crop) if isinstance(crop, int) else crop
@@ -39,6 +39,8 @@ def macs(model: SlowFast, frames: int, crop: int | tuple[int, int]) -> int:
         if isinstance(layer, nn.Conv3d | nn.Linear):
             layer.register_forward_hook(count)
     features = shapes.forward_features(clips)
+    if config.head.output != "scores":
+        return total
     if isinstance(shapes.head, RoIHead):
         shapes.head.proj(torch.empty(1, shapes.head.proj.in_features, device="meta"))
     else:

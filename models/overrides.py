@@ -52,6 +52,7 @@ _HEAD = {
     "multi_label": "multi_label",
     "background": "background",
     "roi": "roi",
+    "output": "output",
 }
 _PATHWAY = {
     name: name

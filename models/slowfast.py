@@ -12,7 +12,7 @@
 Feichtenhofer, Fan, Malik, He: "SlowFast Networks for Video Recognition", ICCV 2019, arXiv:1812.03982.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,7 +28,11 @@ class SlowFast(nn.Module):
 
     Two pathways: `model([slow, fast])` with Slow [N, C, T, H, W] and Fast [N, C, alpha * T, H, W]; one
     pathway: `model(clip)`. With a detection head, boxes are the second argument: `model([slow, fast], rois)`,
-    rois [K, 5] as clip index, x1, y1, x2, y2 in pixels of the clip. Returns [N, classes], or [K, classes].
+    rois [K, 5] as clip index, x1, y1, x2, y2 in pixels of the clip.
+
+    What it returns is `config.head.output`: "scores" [N, classes], or [K, classes] of boxes; "features" [N, C], or
+    [K, C], in float32 (float64 of a float64 model); "maps", a list of [N, C, T, H, W] per pathway in the model's
+    dtype, without boxes.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -44,20 +48,16 @@ class SlowFast(nn.Module):
         self.head = _head(config, sum(path.out_channels(3) for path in paths.values()))
         initialise(self, zero_init_final_bn=config.zero_init_final_bn)
 
-    def forward(self, clips: Clips, rois: Tensor | None = None) -> Tensor:
-        """Class scores (activated in eval mode, logits in training mode); see the class for the arguments."""
-        features = self.forward_features(clips)
-        if not isinstance(self.head, RoIHead):
-            if rois is not None:
-                raise ValueError(
-                    f"{self.config.name or 'model'}: expected no rois (classification head), got some"
-                )
-            return self.head(features)
-        if rois is None:
-            raise ValueError(
-                f"{self.config.name or 'model'}: expected rois [K, 5] (detection head), got none"
-            )
-        return self.head(features, rois)
+    def forward(self, clips: Clips, rois: Tensor | None = None) -> Tensor | list[Tensor]:
+        """Class scores (activated in eval mode, logits in training mode), or what else `config.head.output` says;
+        see the class for the arguments."""
+        check_rois(self.config, rois)
+        maps = self.forward_features(clips)
+        output = self.config.head.output
+        if output == "maps":
+            return maps
+        head: Callable[..., Tensor] = self.head if output == "scores" else self.head.features
+        return head(maps) if rois is None else head(maps, rois)
 
     def forward_features(self, clips: Clips) -> list[Tensor]:
         """Features of res5, [N, C, T, H/32, W/32] for each pathway (H/16 with res5_stride=1)."""
@@ -77,6 +77,17 @@ class SlowFast(nn.Module):
     def _pool_frames(self, name: str, x: Tensor) -> Tensor:
         window = self.config.pathway(name).pool_after_res2
         return x if window == 1 else F.max_pool3d(x, (window, 1, 1))
+
+
+def check_rois(config: ModelConfig, rois: Tensor | None) -> None:
+    """Raises ValueError unless there are boxes exactly where the model's head takes them."""
+    if (rois is not None) != config.head.takes_rois:
+        expected = "rois [K, 5] (detection head)"
+        if not config.head.takes_rois:
+            expected = f"no rois ({'classification head' if config.head.roi is None else 'output is maps'})"
+        raise ValueError(
+            f"{config.name or 'model'}: expected {expected}, got {'none' if rois is None else 'some'}"
+        )
 
 
 def check_clips(config: ModelConfig, clips: Clips) -> dict[str, Tensor]:

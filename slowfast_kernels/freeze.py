@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from . import backends, known_issues
-from .models.slowfast import SlowFast, check_clips
-from .nn import RoIHead
+from .models.overrides import override
+from .models.slowfast import SlowFast, check_clips, check_rois
 from .ops.conv_bn_act3d.cpu import DTYPES
 from .plans.cpu import CpuNetwork
 from .plans.graph import StreamedInstance
 from .plans.network import Network
-from .plans.plan import Instance, Plan
+from .plans.plan import Instance, Plan, Result
 from .precision import fp32_mode
 
 #: Input shapes whose plans a frozen model keeps; the least recently used one is dropped beyond that.
@@ -42,13 +42,13 @@ class Frozen(nn.Module):
     def __init__(self, model: SlowFast, network: Network, *, capture: bool = True) -> None:
         super().__init__()
         self.config, self.dtype, self.device = model.config, network.dtype, network.device
-        self._detects = isinstance(model.head, RoIHead)
         self._network, self._capture = network, capture
         self._plans: OrderedDict[tuple[Any, ...], tuple[Plan, list[Instance]]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def forward(self, clips: Any, rois: torch.Tensor | None = None) -> torch.Tensor:
-        """Class scores, float32: as the model's own forward, without gradients."""
+    def forward(self, clips: Any, rois: torch.Tensor | None = None) -> Result:
+        """What the model's own forward returns in eval mode, without gradients: scores or features in float32, or maps
+        in the frozen dtype. The caller owns it."""
         with torch.inference_mode():
             return self._run(self._inputs(clips, rois), None)[0]
 
@@ -81,12 +81,8 @@ class Frozen(nn.Module):
             return sum(len(idle) * plan.arena_bytes for plan, idle in self._plans.values())
 
     def _inputs(self, clips: Any, rois: torch.Tensor | None) -> list[torch.Tensor | None]:
+        check_rois(self.config, rois)
         tensors = list(check_clips(self.config, clips).values())
-        if (rois is None) == self._detects:
-            raise ValueError(
-                f"{self.config.name or 'model'}: expected {'rois [K, 5]' if self._detects else 'no rois'}, "
-                f"got {'none' if rois is None else 'some'}"
-            )
         for name, x in zip(self.config.pathways, tensors, strict=True):
             if x.device != self.device:
                 raise ValueError(
@@ -96,7 +92,7 @@ class Frozen(nn.Module):
             tensors = [x if x.dtype in DTYPES else x.float() for x in tensors]
         return [*tensors, rois]
 
-    def _run(self, inputs: list[torch.Tensor | None], times: list[float] | None) -> tuple[torch.Tensor, Plan]:
+    def _run(self, inputs: list[torch.Tensor | None], times: list[float] | None) -> tuple[Result, Plan]:
         shapes = tuple(tuple(x.shape) for x in inputs[: len(self.config.pathways)] if x is not None)
         key = (shapes, fp32_mode())  # kernels are chosen, and graphs captured, for one way to multiply
         with self._lock:
@@ -135,16 +131,13 @@ class Folded(nn.Module):
             if isinstance(module, nn.Conv3d | nn.Linear):
                 module.to(dtype)  # batch norms keep their digits until they are folded
 
-    def forward(self, clips: Any, rois: torch.Tensor | None = None) -> torch.Tensor:
-        """Class scores, float32: as the model's own forward, without gradients."""
+    def forward(self, clips: Any, rois: torch.Tensor | None = None) -> Result:
+        """As `Frozen.forward`."""
         tensors = [clips] if isinstance(clips, torch.Tensor) else list(clips)
         tensors = [x.to(self.dtype) for x in tensors]
-        with torch.inference_mode(), backends.use_backend(self._backend):
-            out = self.model(
-                tensors[0] if isinstance(clips, torch.Tensor) else tensors,
-                *([rois] if rois is not None else []),
-            )
-        return out.float()
+        with torch.no_grad(), backends.use_backend(self._backend):
+            out = self.model(tensors[0] if isinstance(clips, torch.Tensor) else tensors, rois)
+        return out if isinstance(out, list) else out.float()
 
     def profile(self, clips: Any, rois: torch.Tensor | None = None, *, runs: int = 5) -> list[dict[str, Any]]:
         """Time of the whole call as one entry: there are no separate kernel calls to time."""
@@ -164,7 +157,13 @@ class Folded(nn.Module):
         ]
 
 
-def freeze(model: nn.Module, dtype: torch.dtype | None = None, *, capture: bool = True) -> nn.Module:
+def freeze(
+    model: nn.Module,
+    dtype: torch.dtype | None = None,
+    *,
+    output: str | None = None,
+    capture: bool = True,
+) -> nn.Module:
     """Inference form of a SlowFast-family model: same call, same answers, no gradients.
 
     Folds batch norms into the convolutions, packs the weights for the kernels once, plans all buffers once per
@@ -177,10 +176,12 @@ def freeze(model: nn.Module, dtype: torch.dtype | None = None, *, capture: bool 
             changed, and later changes of its weights are not seen.
         dtype: storage dtype of weights and activations: torch.float32 or torch.bfloat16, on a GPU torch.float16 as
             well; None keeps the model's. Sums and the classifier are float32 in any case.
+        output: "scores", "features" or "maps", as `HeadConfig` has it; None keeps the model's.
         capture: on a GPU, capture CUDA graphs. False runs kernel by kernel, for shapes that never come twice.
 
     Returns:
-        A module with the model's call signature, returning float32 scores as the model in eval mode does.
+        A module with the model's call signature, returning what the model in eval mode does: scores and features in
+        float32, maps in `dtype`.
 
     Raises:
         TypeError: the model is not one of `slowfast_kernels.models`.
@@ -191,6 +192,9 @@ def freeze(model: nn.Module, dtype: torch.dtype | None = None, *, capture: bool 
             f"freeze: expected a model of slowfast_kernels.models, got {type(model).__name__}; "
             "for a PySlowFast or pytorchvideo model use slowfast_kernels.accelerate"
         )
+    if output is not None:
+        model = copy.copy(model)
+        model.config = override(model.config, {"output": output})
     dtype = dtype or next(model.parameters()).dtype
     device = next(model.parameters()).device
     asked = backends.current()

@@ -296,7 +296,7 @@ class _Bound:
 
     def __call__(self) -> Sequence[Tensor]:
         with torch.inference_mode():
-            return self.instance.run([])[-self.outputs :]
+            return list(self.instance.run([]))[-self.outputs :]
 
 
 def _bound(

@@ -11,6 +11,10 @@ from slowfast_kernels import ops
 _ACTIVATIONS = {"softmax": lambda x: x.softmax(dim=-1), "sigmoid": torch.sigmoid, "none": lambda x: x}
 
 
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
 class Head(nn.Module):
     """Average pooling of every pathway, concatenation and a linear classifier: [N, C, T, H, W] each -> [N,
     classes].
@@ -53,16 +57,26 @@ class Head(nn.Module):
             activation=self.activation,
         )
 
-    def _logits(self, features: Sequence[Tensor]) -> Tensor:
-        """[N, 1, H', W', classes]: logits at every position of the pooling window."""
-        means = [x.mean(dim=2, keepdim=True) for x in features]
+    def features(self, maps: Sequence[Tensor]) -> Tensor:
+        """What the classifier would get, before dropout: [N, C], the mean over the window's positions, in float32
+        (float64 of float64 maps). maps: as in `forward`."""
+        self._check(maps)
+        return self._pooled([_wide(x) for x in maps]).mean(dim=(2, 3, 4))
+
+    def _pooled(self, maps: Sequence[Tensor]) -> Tensor:
+        """[N, C, 1, H', W']: both pathways at every position of the pooling window."""
+        means = [x.mean(dim=2, keepdim=True) for x in maps]
         if self.pool is None:
             pooled = [F.adaptive_avg_pool3d(x, 1) for x in means]
         else:
             pooled = [F.avg_pool3d(x, (1, self.pool, self.pool), stride=1) for x in means]
         if self.semantics == "mmaction2":
             pooled.reverse()  # its classifier's columns are (fast, slow)
-        return self.proj(self.dropout(torch.cat(pooled, dim=1).permute(0, 2, 3, 4, 1)))
+        return torch.cat(pooled, dim=1)
+
+    def _logits(self, features: Sequence[Tensor]) -> Tensor:
+        """[N, 1, H', W', classes]: logits at every position of the pooling window."""
+        return self.proj(self.dropout(self._pooled(features).permute(0, 2, 3, 4, 1)))
 
     def _check(self, features: Sequence[Tensor]) -> None:
         height, width = features[0].shape[-2:]
@@ -113,19 +127,27 @@ class RoIHead(nn.Module):
             pooled = torch.cat([self._bins(x, rois) for x in features], dim=1)
             pooled = self.dropout(pooled).amax(dim=(-2, -1))
         else:
-            slow, fast = features if len(features) == 2 else (features[0], None)
-            pooled = ops.roi_head_pool(
-                slow,
-                fast,
-                rois,
-                output_size=self.resolution,
-                spatial_scale=self.scale,
-                sampling_ratio=self.sampling_ratio,
-                aligned=self.aligned,
-                temporal=self.temporal,
-            )
-            pooled = self.dropout(pooled)
+            pooled = self.dropout(self._pooled(features, rois))
         return _ACTIVATIONS[self.activation](self.proj(pooled))
+
+    def features(self, maps: Sequence[Tensor], rois: Tensor) -> Tensor:
+        """What the classifier would get, before dropout: [K, C] in float32 (float64 of float64 maps). Arguments as in
+        `forward`."""
+        return self._pooled([_wide(x) for x in maps], rois)
+
+    def _pooled(self, maps: Sequence[Tensor], rois: Tensor) -> Tensor:
+        """[K, C]: the largest bin of every box, both pathways."""
+        slow, fast = maps if len(maps) == 2 else (maps[0], None)
+        return ops.roi_head_pool(
+            slow,
+            fast,
+            rois,
+            output_size=self.resolution,
+            spatial_scale=self.scale,
+            sampling_ratio=self.sampling_ratio,
+            aligned=self.aligned,
+            temporal=self.temporal,
+        )
 
     def _bins(self, x: Tensor, rois: Tensor) -> Tensor:
         """[K, C, resolution, resolution]: the aligned boxes of one pathway after pooling over time."""

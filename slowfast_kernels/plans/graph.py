@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from .plan import Input, Instance, Plan, traced
+from .plan import Input, Instance, Plan, Result, copied, traced
 
 #: GPU cycles in which the host starts a step, with plenty to spare: some 100 us.
 CYCLES_OF_A_STEP = 200_000
@@ -72,13 +72,13 @@ class StreamedInstance(Instance):
         # Boxes vary in number: their head stays outside. A classifier's only "input" is the absent one.
         self.head_reads_input = last in inputs
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.result: torch.Tensor | None = None
+        self.result: Result | None = None
         self.captured: dict[int, torch.Tensor] = {}  # `produced`, as the graph writes it
         self.ran = threading.local()  # `steps`: this thread has run them; cuDNN keeps its plans per thread
         self.stream: torch.cuda.Stream | None = None  # of the last run
         self.done = torch.cuda.Event()  # that run is over
 
-    def run(self, inputs: Sequence[torch.Tensor | None], times: list[float] | None = None) -> torch.Tensor:
+    def run(self, inputs: Sequence[torch.Tensor | None], times: list[float] | None = None) -> Result:
         """Every step, the last one's value is the result; `times` receives the seconds of each."""
         with torch.cuda.device(self.device):
             if torch.cuda.is_current_stream_capturing():
@@ -94,7 +94,7 @@ class StreamedInstance(Instance):
             finally:
                 self.done.record(main)
 
-    def _whole(self, inputs: Sequence[torch.Tensor | None], capture: bool) -> torch.Tensor:
+    def _whole(self, inputs: Sequence[torch.Tensor | None], capture: bool) -> Result:
         eager_head = self.head_reads_input and inputs[-1] is not None
         body = [i for i in range(len(self.calls) - int(eager_head)) if i not in self.copies]
         for i in self.copies:
@@ -114,9 +114,9 @@ class StreamedInstance(Instance):
         if eager_head:
             result = self.step(len(self.calls) - 1, inputs)
         assert result is not None
-        return result.clone() if replayed and not eager_head else result
+        return copied(result) if replayed and not eager_head else result
 
-    def _steps(self, which: Sequence[int], inputs: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    def _steps(self, which: Sequence[int], inputs: Sequence[torch.Tensor | None]) -> Result | None:
         """The steps on their streams, all joined in the current one at the end."""
         main = torch.cuda.current_stream(self.device)
         streams = (main, self.side)
@@ -155,7 +155,7 @@ class StreamedInstance(Instance):
             return
         self.graph, self.result, self.captured = graph, result, dict(self.produced)
 
-    def _timed(self, inputs: Sequence[torch.Tensor | None], times: list[float]) -> torch.Tensor:
+    def _timed(self, inputs: Sequence[torch.Tensor | None], times: list[float]) -> Result:
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(self.calls) + 1)]
         # The steps queue up behind this: else a short one takes as long as the host takes to start it.
         torch.cuda._sleep(CYCLES_OF_A_STEP * len(self.calls))

@@ -6,7 +6,7 @@ A device brings its layers (`Layer` objects: weights packed once, `add` appends 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ import torch
 from .. import backends
 from .. import nn as blocks
 from ..models.slowfast import SlowFast
-from .plan import Input, Plan, View
+from .plan import Input, Plan, Result, View, copied, for_the_caller
 
 STAGES = ("res2", "res3", "res4", "res5")
 
@@ -38,6 +38,11 @@ def pool_frames(x: torch.Tensor, window: int, out: torch.Tensor) -> None:
     out.copy_(first)
     for k in range(1, window):
         torch.maximum(out, x[:, :, k : t * window : window], out=out)
+
+
+def copies(slow: torch.Tensor, fast: torch.Tensor | None) -> Result:
+    """The maps of the pathways that there are, for the caller."""
+    return copied([x for x in (slow, fast) if x is not None])
 
 
 def add_convolutions(plan: Plan, stage: str, block: Any, x: View, out: View) -> None:
@@ -88,7 +93,7 @@ class Network:
         self.stem = {p: self.make_stem(model.stem[p]) for p in self.paths}
         self.lateral = [self.make_lateral(m) for m in model.lateral]
         self.stages = {s: {p: self.make_stage(getattr(model, s)[p]) for p in self.paths} for s in STAGES}
-        self.head = PackedHead(model.head)
+        self.head = PackedHead(model.head, model.config.head.output)
 
     def make_stem(self, stem: blocks.Stem) -> Any:
         raise NotImplementedError
@@ -175,28 +180,36 @@ class Network:
 
 
 class PackedHead:
-    """Pooling, concatenation and classifier; with boxes for a detection head."""
+    """What comes after res5: pooling, concatenation and classifier (with boxes for a detection head), pooling and
+    concatenation alone (`output` is "features"), or nothing ("maps")."""
 
-    def __init__(self, head: blocks.Head | blocks.RoIHead) -> None:
+    def __init__(self, head: blocks.Head | blocks.RoIHead, output: str) -> None:
         self.head = copy.deepcopy(head).eval().float().requires_grad_(False)
+        self.output = output
         self.backend = backends.current()
         self.op = "pool_concat_head" if isinstance(head, blocks.Head) else "roi_head_pool"
+        if output == "maps":
+            self.op = "maps"
 
-    def add(self, plan: Plan, features: Sequence[View]) -> None:
-        fast = features[1] if len(features) == 2 else None
-        proj = self.head.proj
+    def add(self, plan: Plan, maps: Sequence[View]) -> None:
+        fast = maps[1] if len(maps) == 2 else None
+        if self.output == "maps":
+            plan.add("head", self.op, copies, (maps[0], fast), 0, 2 * nbytes(*maps))
+            return
+        proj, classified = self.head.proj, self.output == "scores"
         plan.add(
             "head",
             self.op,
             self._run,
-            (features[0], fast, Input(len(features))),
-            2 * features[0].shape[0] * proj.in_features * proj.out_features,
-            nbytes(*features) + 4 * proj.weight.numel(),
+            (maps[0], fast, Input(len(maps))),
+            2 * maps[0].shape[0] * proj.in_features * proj.out_features if classified else 0,
+            nbytes(*maps) + (4 * proj.weight.numel() if classified else 0),
         )
 
     def _run(self, slow: torch.Tensor, fast: torch.Tensor | None, rois: torch.Tensor | None) -> torch.Tensor:
-        features = [f for f in (slow, fast) if f is not None]
-        with backends.use_backend(self.backend):
+        maps = [x for x in (slow, fast) if x is not None]
+        run: Callable[..., torch.Tensor] = self.head if self.output == "scores" else self.head.features
+        with for_the_caller(), backends.use_backend(self.backend):
             if isinstance(self.head, blocks.Head):
-                return self.head(features)  # the op takes features and float32 weights of different dtypes
-            return self.head([f.float() for f in features], rois)
+                return run(maps)  # the op takes maps and float32 weights of different dtypes
+            return run([x.float() for x in maps], rois)

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 ALIGNMENT = 64
+
+#: What a plan of a network returns: scores or features, or the maps of every pathway.
+Result = torch.Tensor | list[torch.Tensor]
 
 
 @dataclass(eq=False)
@@ -214,6 +217,20 @@ def traced(name: str) -> contextlib.AbstractContextManager[Any]:
     )
 
 
+@contextlib.contextmanager
+def for_the_caller() -> Iterator[None]:
+    """Tensors made inside are ordinary ones without gradients, which a caller may train on and change; plans run in
+    inference mode."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def copied(result: Result) -> Result:
+    """The same values in the caller's own memory."""
+    with for_the_caller():
+        return [x.clone() for x in result] if isinstance(result, list) else result.clone()
+
+
 class Instance:
     """A plan bound to memory of its own; one thread at a time may run it."""
 
@@ -245,7 +262,7 @@ class Instance:
             self.produced[id(produces.buffer)] = result
         return result
 
-    def run(self, inputs: Sequence[torch.Tensor | None], times: list[float] | None = None) -> torch.Tensor:
+    def run(self, inputs: Sequence[torch.Tensor | None], times: list[float] | None = None) -> Result:
         """Every call in order, the last one's value is the result; `times` receives the seconds of each."""
         result: Any = None
         for i in range(len(self.calls)):
