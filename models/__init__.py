@@ -69,7 +69,7 @@ def create(name: str, **overrides: Any) -> SlowFast:
 
     Overrides, with the fields of the configuration they set where that is not plain:
       input     frames, alpha, tau, crop (also sets test_crop and the head's window, crop // 32 cells),
-                test_crop, mean, std, slow_index, reverse_channels, views, ensemble,
+                test_crop, mean, std, slow_index, reverse_channels, views, ensemble, fixed_frames,
                 fast_input = "rgb" | "gray" | "time_diff"
       pathways  beta = 1/8, 1/6, ... (`fast_width` has the rounding), depth = 18 | 34 | 50 | 101 | 152,
                 block = "bottleneck" | "basic" | "basic_transform", blocks, strides, dilations, res5_stride,

@@ -84,6 +84,8 @@ class InputSpec:
     test_crop         side of the crops in multi-view testing
     views             temporal x spatial views of the test protocol
     ensemble          "mean" or "max" of the views' scores
+    fixed_frames      clips have `frames` frames and no others: the library's head has a window of that length, and
+                      would slide it along a longer clip. False: the head averages over all frames there are
     """
 
     frames: int = 32
@@ -100,6 +102,7 @@ class InputSpec:
     test_crop: int = 256
     views: tuple[int, int] = (10, 3)
     ensemble: str = "mean"
+    fixed_frames: bool = False
 
     def __post_init__(self) -> None:
         for name in ("frames", "alpha", "tau", "crop", "test_crop"):
@@ -371,6 +374,37 @@ class ModelConfig:
     def frames_of(self, name: str) -> int:
         """Frames that a pathway is fed with."""
         return self.input.frames // self.input.alpha if name == "slow" else self.input.frames
+
+    def frames_within(self, name: str, frames: int) -> tuple[int, int]:
+        """Frames behind the stem, and from res3 on, of a pathway that is fed with `frames`."""
+        path = self.pathway(name)
+        stem = -(-frames // (path.stem_stride * path.stem_pool_stride))
+        return stem, stem // path.pool_after_res2
+
+    def check_frames(self, *frames: int) -> None:
+        """Raises ValueError where the network cannot take clips of these lengths, one per pathway."""
+        model, paths = self.name or "model", self.pathways
+        got = " and ".join(map(str, frames))
+        within = [self.frames_within(name, t) for name, t in zip(paths, frames, strict=True)]
+        for name, t, (_, last) in zip(paths, frames, within, strict=True):
+            path = self.pathway(name)
+            fewest = (path.pool_after_res2 - 1) * path.stem_stride * path.stem_pool_stride + 1
+            require(last >= 1, f"{model}: frames of the {name} clip", f"at least {fewest}", t)
+        if len(paths) == 2:
+            alpha = self.input.alpha
+            for where, s, f in zip(("the stem", "res2"), *within, strict=True):
+                if f != alpha * s and self.lateral.kind != "none":
+                    raise ValueError(
+                        f"{model}: expected clips whose frames the strides in time divide: of {got} frames {s} and {f} "
+                        f"are left behind {where}, where the lateral connections need alpha={alpha} times as many"
+                    )
+        usual = [self.frames_of(name) for name in paths]
+        fixed = [self.frames_within(name, t) for name, t in zip(paths, usual, strict=True)]
+        if self.input.fixed_frames and [w[1] for w in within] != [w[1] for w in fixed]:
+            raise ValueError(
+                f"{model}: expected clips of {' and '.join(map(str, usual))} frames (the window of the head), got "
+                f"{got}; frames= gives the model another window, fixed_frames=False a mean over all frames"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dictionary, for files; `from_dict` reads it back."""

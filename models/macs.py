@@ -16,8 +16,8 @@ def macs(model: SlowFast, frames: int, crop: int | tuple[int, int]) -> int:
     model: one that `create` made. frames: length of the clip of the densest pathway. crop: side of the frames
     in pixels, or (height, width). One multiply-add counts once; batch norm, ReLU, pooling and additions do
     not count, as in the papers' tables; the classifier counts where the model returns scores. Nothing is
-    computed: a copy without storage is run for its shapes, and the model is left alone. Raises ValueError where the model would (frames not a multiple of alpha,
-    frames below the head's window).
+    computed: a copy without storage is run for its shapes, and the model is left alone. Raises ValueError where
+    the model would (frames not a multiple of alpha, frames below the head's window).
     """
     height, width = (crop, crop) if isinstance(crop, int) else crop
     shapes = _without_storage(model)

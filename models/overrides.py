@@ -34,6 +34,7 @@ _INPUT = {
         "sampling",
         "views",
         "ensemble",
+        "fixed_frames",
     )
 }
 _LATERAL = {

@@ -13,6 +13,7 @@ Feichtenhofer, Fan, Malik, He: "SlowFast Networks for Video Recognition", ICCV 2
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -93,10 +94,14 @@ def check_rois(config: ModelConfig, rois: Tensor | None) -> None:
 def check_clips(config: ModelConfig, clips: Clips) -> dict[str, Tensor]:
     """The clips by pathway. The caller's list is only read.
 
-    Raises ValueError if their number, channels or frames are not the model's.
+    Raises TypeError for what is no tensor, ValueError where number, channels, frames or type are not the model's.
     """
     names, model = config.pathways, config.name or "model"
-    tensors = [clips] if isinstance(clips, Tensor) else list(clips)
+    tensors: list[Any] = list(clips) if isinstance(clips, list | tuple) else [clips]
+    for clip in tensors:
+        if not isinstance(clip, Tensor):
+            kind = f"{type(clip).__module__}.{type(clip).__qualname__}".removeprefix("builtins.")
+            raise TypeError(f"{model}: expected tensors [N, C, T, H, W] ({', '.join(names)}), got {kind}")
     if len(tensors) != len(names):
         raise ValueError(f"{model}: expected {len(names)} clip(s) ({', '.join(names)}), got {len(tensors)}")
     for name, clip in zip(names, tensors, strict=True):
@@ -104,6 +109,15 @@ def check_clips(config: ModelConfig, clips: Clips) -> dict[str, Tensor]:
         if clip.ndim != 5 or clip.shape[1] != channels:
             raise ValueError(
                 f"{model}: expected the {name} clip as [N, {channels}, T, H, W], got {list(clip.shape)}"
+            )
+        if min(clip.shape[2:]) < 1:
+            raise ValueError(
+                f"{model}: expected at least one frame, row and column in the {name} clip, got {list(clip.shape)}"
+            )
+        if not clip.is_floating_point():
+            raise ValueError(
+                f"{model}: expected the {name} clip normalised, in floating point (ops.pack_pathways makes clips of "
+                f"uint8 frames), got {clip.dtype}"
             )
     if len(tensors) == 2:
         (n, _, t, h, w), alpha, got = tensors[0].shape, config.input.alpha, [*tensors[1].shape]
@@ -113,6 +127,7 @@ def check_clips(config: ModelConfig, clips: Clips) -> dict[str, Tensor]:
                 f"{model}: expected the fast clip as {expected} (alpha={alpha} times the slow clip's {t} "
                 f"frames), got {got}"
             )
+    config.check_frames(*(clip.shape[2] for clip in tensors))
     return dict(zip(names, tensors, strict=True))
 
 

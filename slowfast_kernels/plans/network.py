@@ -95,6 +95,9 @@ class Network:
         self.stages = {s: {p: self.make_stage(getattr(model, s)[p]) for p in self.paths} for s in STAGES}
         self.head = PackedHead(model.head, model.config.head.output)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Network:
+        return self  # nothing in it ever changes: copies of a frozen model share its weights
+
     def make_stem(self, stem: blocks.Stem) -> Any:
         raise NotImplementedError
 
