@@ -73,7 +73,12 @@ def current() -> str:
 def use_backend(name: str) -> Iterator[None]:
     """Compute every op inside the block with one provider: "reference", "cpu", "triton", "cuda" or "auto".
 
-    A provider asked for by name never falls back silently: an op it cannot run raises RuntimeError.
+    A provider asked for by name never falls back silently: an op it cannot run raises RuntimeError. A frozen model
+    keeps the provider that it was frozen under: a call of it inside the block of another one raises RuntimeError.
+
+    The choice is the caller's context's (contextvars), as PyTorch's own modes are its thread's. Threads of a pool start
+    without it: `pool.submit(contextvars.copy_context().run, function, *args)` takes it along, and the environment
+    variable SLOWFAST_BACKEND is the choice that all threads and processes start with.
     """
     if name not in (*NAMES, "auto"):
         raise ValueError(f"expected a backend among {('auto', *NAMES)}, got {name!r}")
