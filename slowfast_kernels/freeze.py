@@ -37,8 +37,9 @@ class Frozen(Inference):
 
     It has neither parameters nor buffers (`dtype` and `device` are attributes), so `state_dict` is empty, with a
     warning: what is worth keeping is the model that it was made from (`save_checkpoint`). Copies share the packed
-    weights. pickle, torch.save and processes started by "spawn" keep it as it is packed; what they write is read by the
-    same version of this library, on a machine that has the kernels. Conversions to another dtype or device raise.
+    weights. pickle, torch.save and processes started by "spawn" keep it as it is packed; what they write is read
+    (torch.load with weights_only=False) by the same version of this library, on a machine that has the kernels.
+    Conversions to another dtype or device raise. Clips may be of any floating-point type.
 
     On a GPU a plan becomes a CUDA graph at the second call with its shapes, with the Fast pathway on a stream of its
     own; `capture=False` runs kernel by kernel. torch.profiler shows every step as "slowfast::OP STAGE", of a graph the

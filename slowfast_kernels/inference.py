@@ -23,10 +23,9 @@ class Inference(nn.Module):
 
     kernels: "fused", or "reference" where PyTorch's own operators run. reason: why they do, None with fused kernels.
 
-    Training-mode switches, autocast and a `use_backend` around the call have no effect: dtype and provider were
-    decided when it was made. Under a `use_backend` that names a provider which does not run here a call raises
-    RuntimeError. torch.compile leaves it as it is: a graph breaks before and behind it, and with fullgraph=True
-    torch raises.
+    Dtype and provider were decided when it was made: autocast and training mode change nothing, and a call inside
+    `use_backend` of a provider that is not the one that runs raises RuntimeError. torch.compile leaves it as it is: the
+    graph of a larger module breaks before and behind it, and with fullgraph=True torch raises.
     """
 
     kernels = "fused"
@@ -86,6 +85,8 @@ def undisturbed(device: torch.device) -> Any:
 
 
 def _call(module: Inference, clips: Any, rois: torch.Tensor | None) -> Result:
+    if torch.jit.is_tracing():
+        raise RuntimeError("torch.jit.trace: expected a model, got a frozen one, which torch.export takes")
     with undisturbed(module.device):
         return module._answer(module._inputs(clips, rois), rois)
 

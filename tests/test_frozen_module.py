@@ -369,7 +369,10 @@ def test_freezing_and_calling_imports_no_compiler():
 def test_exported():
     f, x = frozen(), clip()
     program = torch.export.export(f, (x,), strict=False)
-    assert torch.equal(program.module()(x), f(x))
+    other = clip()
+    assert torch.equal(program.module()(other), f(other))
+    with pytest.raises(RuntimeError, match="expected a model, got a frozen one, which torch.export takes"):
+        torch.jit.trace(f, x)
 
 
 # --- without kernels ---------------------------------------------------------------------------------------

@@ -180,6 +180,22 @@ def test_the_second_run_captures_and_later_ones_replay(device, boxes):
         assert torch.equal(result, torch.full(SHAPE, 2.0 * value + (boxes or 0)))
 
 
+class Maps(Doubling):
+    def head(self, y, boxes):
+        return [self.noted(lambda: y + 0), self.noted(lambda: y - 1)]
+
+
+def test_maps_of_a_replay_are_the_callers(device):
+    instance = Maps().instance()
+    with torch.inference_mode():
+        results = [instance.run(inputs(value)) for value in range(5)]
+    assert instance.graph is not None
+    for value, maps in enumerate(results):
+        assert [m.mean() for m in maps] == [2 * value, 2 * value - 1]
+        if value > 0:  # replayed: the first run's are as the steps made them
+            assert not any(m.is_inference() for m in maps)
+
+
 def test_a_run_step_by_step_between_replays(device):
     """The detector's head reads what the graph wrote, not what a profile did."""
     instance = Doubling().instance()
