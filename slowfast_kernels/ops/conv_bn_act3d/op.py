@@ -54,6 +54,5 @@ OP_OUT = register(
     reference=_reference_out,
     fake=lambda *args: None,
     providers={"cpu": Provider(_cpu_out, _refuses_out), "triton": lazy(__package__, "triton", "_out")},
-    differentiable=False,
     mutates=True,
 )

@@ -45,6 +45,5 @@ OP_OUT = register(
         "triton": lazy(__package__, "triton", "_out"),
         "cuda": lazy(__package__, "cuda", "_out"),
     },
-    differentiable=False,
     mutates=True,
 )

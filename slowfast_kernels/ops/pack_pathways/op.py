@@ -26,5 +26,5 @@ OP = register(
         "triton": lazy(__package__, "triton"),
         "cuda": lazy(__package__, "cuda"),
     },
-    differentiable=False,  # the pixels are integers
+    gradient="none",  # the pixels are integers
 )

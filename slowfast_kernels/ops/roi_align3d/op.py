@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from ...backends import Provider, current, lazy, use_backend
-from .._registration import empty_channels_last, register
+from ...backends import Provider, lazy
+from .._registration import Gradient, empty_channels_last, register
 from . import cpu
 from .reference import roi_align3d_bwd_reference, roi_align3d_reference
 
@@ -23,19 +24,15 @@ def _fake_bwd(grad, rois, shape, *settings):  # type: ignore[no-untyped-def]
     return empty_channels_last(grad, shape)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    features, rois, *ctx.settings = inputs
-    ctx.save_for_backward(rois)  # the op is linear in the features: only their shape is needed
-    ctx.shape = features.shape
-    ctx.backend = current()  # the gradient may be computed in another thread, where no choice is in force
+def _backward(saved: Sequence[Any], needs: Sequence[bool], grad: torch.Tensor) -> tuple[torch.Tensor]:
+    return (OP_BWD.handle(grad, *saved),)
 
 
-def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    with use_backend(ctx.backend):
-        dx = OP_BWD.handle(grad, *ctx.saved_tensors, list(ctx.shape), *ctx.settings)
-    return dx, None, *(None for _ in ctx.settings)
+def _backward_bwd(saved: Sequence[Any], needs: Sequence[bool], grad: torch.Tensor) -> tuple[torch.Tensor]:
+    return (OP.handle(grad, *saved),)
 
 
+# The op is linear in the features: only their shape is needed, and it is the gradient of its gradient. Boxes have none.
 OP_BWD = register(
     "roi_align3d_bwd",
     f"Tensor grad, Tensor rois, SymInt[] shape, SymInt[] output_size, {SETTINGS}",
@@ -46,7 +43,7 @@ OP_BWD = register(
         "triton": lazy(__package__, "triton", "_bwd"),
         "cuda": lazy(__package__, "cuda", "_bwd"),
     },
-    differentiable=False,
+    gradient=Gradient(lambda inputs, output: (inputs[1].detach(), *inputs[3:]), _backward_bwd),
 )
 
 OP = register(
@@ -60,5 +57,7 @@ OP = register(
         "cuda": lazy(__package__, "cuda"),
     },
     autocast=("features",),
-    backward=(_setup_context, _backward),
+    gradient=Gradient(
+        lambda inputs, output: (inputs[1].detach(), list(inputs[0].shape), *inputs[2:]), _backward
+    ),
 )

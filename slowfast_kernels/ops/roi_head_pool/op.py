@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from ...backends import Provider, current, lazy, use_backend
-from .._registration import empty_channels_last, register
+from ...backends import Provider, lazy
+from .._registration import Gradient, empty_channels_last, register
 from . import cpu
 from .reference import roi_head_pool_bwd_reference, roi_head_pool_reference
 
@@ -24,30 +25,28 @@ def _fake_bwd(grad, arg, rois, features, shape, *settings):  # type: ignore[no-u
     return empty_channels_last(grad, shape)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    slow, fast, rois, *ctx.settings = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.backend = current()  # the gradient may be computed in another thread, where no choice is in force
-    ctx.shapes = [None if x is None else x.shape for x in (slow, fast)]
+def _save(inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> Sequence[Any]:
+    slow, fast, rois, *settings = inputs
+    shapes = [None if x is None else list(x.shape) for x in (slow, fast)]
     # the mean needs no features, the maximum over time looks for its frame again
-    ctx.save_for_backward(output[1], rois, *((slow, fast) if ctx.settings[-1] == "max" else (None, None)))
+    features = (slow, fast) if settings[-1] == "max" else (None, None)
+    return output[1], rois.detach(), *features, shapes, *settings
 
 
-def _backward(ctx: Any, grad: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    arg, rois, *features = ctx.saved_tensors
+def _backward(
+    saved: Sequence[Any], needs: Sequence[bool], grad: torch.Tensor, _: torch.Tensor
+) -> Sequence[torch.Tensor | None]:
+    arg, rois, slow, fast, shapes, *settings = saved
     grads: list[torch.Tensor | None] = [None, None]
     first = 0
-    for i, (x, shape) in enumerate(zip(features, ctx.shapes, strict=True)):
+    for i, (x, shape) in enumerate(zip((slow, fast), shapes, strict=True)):
         if shape is None:
             continue
         channels = slice(first, first + shape[1])
         first += shape[1]
-        if ctx.needs_input_grad[i]:
-            with use_backend(ctx.backend):
-                grads[i] = OP_BWD.handle(
-                    grad[:, channels], arg[:, channels], rois, x, list(shape), *ctx.settings
-                )
-    return *grads, None, *(None for _ in ctx.settings)
+        if needs[i]:
+            grads[i] = OP_BWD.handle(grad[:, channels], arg[:, channels], rois, x, shape, *settings)
+    return grads
 
 
 OP_BWD = register(
@@ -60,7 +59,6 @@ OP_BWD = register(
         "triton": lazy(__package__, "triton", "_bwd"),
         "cuda": lazy(__package__, "cuda", "_bwd"),
     },
-    differentiable=False,
 )
 
 OP = register(
@@ -75,5 +73,5 @@ OP = register(
         "cuda": lazy(__package__, "cuda"),
     },
     autocast=("slow", "fast"),
-    backward=(_setup_context, _backward),
+    gradient=Gradient(_save, _backward),
 )
