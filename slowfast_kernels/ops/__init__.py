@@ -1,5 +1,6 @@
 """The ops. One line per op: importing it registers schema, providers, fake, autograd and autocast."""
 
+from ._flops import register_flop_formulas
 from .bottleneck3d import bottleneck3d
 from .conv_bn_act3d import conv_bn_act3d
 from .lateral_fusion import lateral_fusion
@@ -19,3 +20,5 @@ __all__ = [
     "roi_head_pool",
     "stem3d",
 ]
+
+register_flop_formulas(__all__)

@@ -8,7 +8,6 @@ differentiated as such, to any order. torch.func and forward-mode derivatives pa
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -46,7 +45,7 @@ class Op:
     reference: Callable[..., Any]
     providers: dict[str, Provider] = field(default_factory=dict)
 
-    @functools.cached_property
+    @property
     def handle(self) -> Any:
         return getattr(torch.ops.slowfast, self.name).default
 
@@ -226,11 +225,12 @@ def _transformed(args: Sequence[Any]) -> bool:
 
 def _register_autograd(op: Op, kernel: Callable[..., Any]) -> None:
     """``kernel(below, *args)``: ``below`` is the op without autograd."""
+    handle = op.handle
 
     def run(keyset: Any, *args: Any, **kwargs: Any) -> Any:
         def below(*values: Any) -> Any:
             with torch._C._AutoDispatchBelowAutograd():
-                return op.handle.redispatch(keyset & torch._C._after_autograd_keyset, *values)
+                return handle.redispatch(keyset & torch._C._after_autograd_keyset, *values)
 
         return kernel(below, *args, *(kwargs[n] for n in op.arguments[len(args) :]))
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from .._checks import check_channels, check_clip, check_vector
+from .._checks import check_channels, check_clip, check_types, check_vector, public
 from .op import OP
 
 
+@public
 def bottleneck3d(
     x: torch.Tensor,
     weight_a: torch.Tensor,
@@ -59,6 +60,7 @@ def bottleneck3d(
     for name, (weight, shape) in expected.items():
         if weight is not None and tuple(weight.shape) != shape:
             raise ValueError(f"{name}: expected shape {shape}, got {tuple(weight.shape)}")
+    check_types("x", x, weight_a=weight_a, weight_b=weight_b, weight_c=weight_c, weight_s=weight_s)
     if weight_a.shape[2] % 2 == 0:
         raise ValueError(f"weight_a: expected an odd temporal kernel, got {weight_a.shape[2]}")
     for name, v, n in (

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
-from .._checks import check_channels, check_clip, check_vector
+from .._checks import check_channels, check_clip, check_out, check_types, check_vector, public
 from .._registration import as_triple
 from .cpu import output_shape
 from .op import OP, OP_OUT
 
 
+@public
 def conv_bn_act3d(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -41,7 +42,7 @@ def conv_bn_act3d(
         stride, padding, dilation: an int or three ints (time, height, width), in frames and pixels.
         relu: clamp at zero; NaN passes.
         out: Tensor[N, Ctotal, To, Ho, Wo] in channels_last_3d memory to write channels
-            [channel_offset, channel_offset + Cout) of, in place; inference only.
+            [channel_offset, channel_offset + Cout) of, in place; of x's dtype, inference only.
         channel_offset: first channel of ``out`` to write.
 
     Returns:
@@ -49,12 +50,13 @@ def conv_bn_act3d(
 
     Raises:
         ValueError: shapes that do not fit, saying what was expected and what came.
-        RuntimeError: a backend asked for by name that cannot run the call.
+        RuntimeError: a backend asked for by name that cannot run the call, ``out`` where a gradient is wanted.
     """
     check_clip(x, "x")
     if weight.dim() != 5:
         raise ValueError(f"weight: expected [Cout, Cin, kt, kh, kw], got shape {tuple(weight.shape)}")
     check_channels(x, weight.shape[1], "x", "weight")
+    check_types("x", x, weight=weight, residual=residual)
     s, p, d = as_triple(stride, "stride"), as_triple(padding, "padding"), as_triple(dilation, "dilation")
     if min(s) < 1 or min(d) < 1 or min(p) < 0:
         raise ValueError(f"expected stride and dilation >= 1 and padding >= 0, got {s}, {d} and {p}")
@@ -70,6 +72,7 @@ def conv_bn_act3d(
         raise ValueError(f"residual: expected shape {tuple(shape)}, got {tuple(residual.shape)}")
     if out is None:
         return OP.handle(x, weight, scale, shift, residual, s, p, d, relu)
+    check_out(out, x.dtype)
     expected = (shape[0], *shape[2:])
     if out.dim() != 5 or (out.shape[0], *out.shape[2:]) != expected:
         raise ValueError(f"out: expected N, T, H, W = {expected}, got shape {tuple(out.shape)}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from .._checks import check_channels, check_clip, check_vector
+from .._checks import check_channels, check_clip, check_out, check_types, check_vector, public
 from .cpu import lateral_channels
 from .op import OP, OP_OUT
 from .reference import KINDS
 
 
+@public
 def lateral_fusion(
     slow: torch.Tensor,
     fast: torch.Tensor,
@@ -48,6 +49,7 @@ def lateral_fusion(
 
     Raises:
         ValueError: shapes that do not fit, saying what was expected and what came.
+        RuntimeError: a backend asked for by name that cannot run the call, ``out`` where a gradient is wanted.
     """
     if kind == "none":
         return slow
@@ -55,6 +57,7 @@ def lateral_fusion(
         raise ValueError(f"kind: expected one of {(*KINDS, 'none')}, got {kind!r}")
     check_clip(slow, "slow")
     check_clip(fast, "fast")
+    check_types("slow", slow, fast=fast, weight=weight)
     if alpha < 1:
         raise ValueError(f"alpha: expected at least 1, got {alpha}")
     n, cs, t, h, w = slow.shape
@@ -75,6 +78,7 @@ def lateral_fusion(
         check_channels(slow, alpha * fast.shape[1], "slow", "fast, times alpha,")
     if out is None:
         return OP.handle(slow, fast, weight, scale, shift, alpha, KINDS.index(kind), relu)
+    check_out(out, slow.dtype)
     shape = (n, cs + lateral_channels(fast.shape[1], weight, alpha, kind), t, h, w)
     if tuple(out.shape) != shape or not out.is_contiguous(memory_format=torch.channels_last_3d):
         raise ValueError(f"out: expected channels_last_3d memory of shape {shape}, got {tuple(out.shape)}")

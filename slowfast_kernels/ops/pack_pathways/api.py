@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
+from .._checks import public
 from .cpu import FAST_INPUTS
 from .op import OP
 from .slow_frames import RULES
 
 
+@public
 def pack_pathways(
     frames: torch.Tensor,
     alpha: int,

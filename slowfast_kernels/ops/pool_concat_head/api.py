@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .._checks import check_clip, check_vector
+from .._checks import check_clip, check_types, check_vector, public
 from .cpu import ACTIVATIONS
 from .op import OP
 
@@ -18,6 +18,7 @@ DEFAULTS: dict[str, tuple[tuple[int, int] | None, str]] = {
 }
 
 
+@public
 def pool_concat_head(
     slow: torch.Tensor,
     fast: torch.Tensor | None,
@@ -74,8 +75,7 @@ def pool_concat_head(
     check_clip(slow, "slow")
     if fast is not None:
         check_clip(fast, "fast")
-        if fast.dtype != slow.dtype and not torch.is_autocast_enabled(slow.device.type):
-            raise ValueError(f"fast: expected {slow.dtype}, as slow has, got {fast.dtype}")
+        check_types("slow", slow, fast=fast)
         if fast.shape[0] != slow.shape[0]:
             raise ValueError(f"fast: expected a batch of {slow.shape[0]}, as slow has, got {fast.shape[0]}")
         if window and fast.shape[3:] != slow.shape[3:]:

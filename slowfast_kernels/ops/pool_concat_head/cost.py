@@ -27,7 +27,7 @@ def cost(
     """
     window = DEFAULTS[semantics][0] if pool_size == "default" else pool_size
     positions = 1
-    if window is not None and semantics == "pyslowfast":
+    if window and semantics == "pyslowfast":
         kh, kw = (window, window) if isinstance(window, int) else (int(k) for k in window)
         positions = (slow.shape[3] - kh + 1) * (slow.shape[4] - kw + 1)
     n, classes = slow.shape[0], weight.shape[0]

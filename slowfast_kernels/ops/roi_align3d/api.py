@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 import torch
 
-from .._checks import check_clip
-from .boxes import as_bins, check_rois, check_sampling
+from .._checks import check_clip, public
+from .boxes import as_bins, as_ratio, as_rois
 from .op import OP
 
 
+@public
 def roi_align3d(
     features: torch.Tensor,
-    rois: torch.Tensor,
+    rois: torch.Tensor | Sequence[torch.Tensor],
     output_size: int | Sequence[int] = (7, 7),
     spatial_scale: float = 1.0,
     sampling_ratio: int = 0,
@@ -24,6 +25,8 @@ def roi_align3d(
 ) -> torch.Tensor:
     """RoIAlign over a clip: one box for all frames, a box per frame, or a box with a start and an end.
 
+    The features get a gradient, the boxes none (as in torchvision).
+
     Mask R-CNN (arXiv:1703.06870), section 3, on the clips of SlowFast's detector (arXiv:1812.03982, section
     5): a box is cut into bins, a bin is the mean of bilinear samples. With ``mode="frame"`` every frame of
     the result equals torchvision's ``roi_align`` of that frame.
@@ -33,14 +36,15 @@ def roi_align3d(
             memory (other layouts are converted). Coordinates and sums are float32 (float64 where both tensors
             are).
         rois: batch index and boxes in input pixels, of any floating-point type (float32 advised: the batch
-            index must stay exact). No gradient flows into them.
-            mode="frame": Tensor[K, 5] = batch index, x1, y1, x2, y2; the box holds for every frame.
+            index must stay exact).
+            mode="frame": Tensor[K, 5] = batch index, x1, y1, x2, y2; the box holds for every frame. Or, as in
+            torchvision, a list of N Tensor[Ki, 4] = x1, y1, x2, y2, the boxes of each clip.
             mode="tube": Tensor[K, T, 5], the same per frame; an actor who is absent has an empty box.
             mode="volume": Tensor[K, 7] = batch index, x1, y1, x2, y2, t1, t2.
         output_size: bins (h, w) per frame, or (t, h, w) with mode="volume"; an int for all alike; at most
             4096.
         spatial_scale: cells of the map per input pixel (1/16 for SlowFast's detector).
-        sampling_ratio: samples per bin and axis, at most 4096; 0 = as many as the bin has started cells.
+        sampling_ratio: samples per bin and axis, at most 4096; 0 or -1 = as many as the bin has started cells.
         aligned: True puts pixel centres at half integers (subtracts half a cell); False is the older
             convention, which also stretches boxes to at least one cell. Holds for the time axis as well.
         mode: "frame", "tube" or "volume" (trilinear).
@@ -63,9 +67,8 @@ def roi_align3d(
         RuntimeError: a backend asked for by name that cannot run the call.
     """
     check_clip(features, "features")
-    check_rois(rois, features, mode)
-    bins = as_bins(output_size, 3 if mode == "volume" else 2)
-    check_sampling(bins, sampling_ratio)
+    boxes = as_rois(rois, features, mode)
+    bins, ratio = as_bins(output_size, 3 if mode == "volume" else 2), as_ratio(sampling_ratio)
     return OP.handle(
-        features, rois, bins, float(spatial_scale), float(temporal_scale), sampling_ratio, bool(aligned), mode
+        features, boxes, bins, float(spatial_scale), float(temporal_scale), ratio, bool(aligned), mode
     )

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from .._checks import type_name
+
 #: mode -> values per box; the index of a mode is its number in the C++ kernels.
 COLUMNS = {"frame": 5, "tube": 5, "volume": 7}
 MODES = tuple(COLUMNS)
@@ -42,10 +44,41 @@ def boxes_float32(rois: torch.Tensor, clips: int) -> torch.Tensor:
     return rois.detach().float().contiguous()
 
 
-def check_rois(rois: torch.Tensor, features: torch.Tensor, mode: str) -> None:
-    """Shape and type of ``rois`` for ``mode``."""
+def as_rois(
+    rois: torch.Tensor | Sequence[torch.Tensor], features: torch.Tensor, mode: str
+) -> torch.Tensor:
+    """Boxes of ``mode`` as the op takes them; a list of every clip's boxes gets the batch indices."""
     if mode not in COLUMNS:
         raise ValueError(f"mode: expected one of {MODES}, got {mode!r}")
+    if not isinstance(rois, torch.Tensor):
+        rois = _joined(rois, features.shape[0], mode)
+    check_rois(rois, features, mode)
+    return rois
+
+
+def _joined(boxes: Sequence[torch.Tensor], clips: int, mode: str) -> torch.Tensor:
+    """[Ki, 4] of every clip -> [K, 5]."""
+    shape = "[K, 5] or a list of [Ki, 4]" if mode == "frame" else f"[K, ..., {COLUMNS[mode]}]"
+    if mode != "frame" or not isinstance(boxes, (list, tuple)):
+        raise ValueError(f"rois: expected a tensor {shape} for mode {mode!r}, got {type_name(boxes)}")
+    for i, box in enumerate(boxes):
+        if not isinstance(box, torch.Tensor):
+            raise ValueError(f"rois[{i}]: expected a tensor [Ki, 4], got {type_name(box)}")
+        if box.dim() != 2 or box.shape[1] != 4 or not box.is_floating_point():
+            raise ValueError(
+                f"rois[{i}]: expected floating-point [Ki, 4] (x1, y1, x2, y2), got {box.dtype} "
+                f"of shape {tuple(box.shape)}"
+            )
+    if len(boxes) != clips or not boxes:
+        raise ValueError(f"rois: expected a list of {clips} tensors, one for every clip, got {len(boxes)}")
+    # half precision does not count far enough for a batch index
+    wide = [box.to(torch.promote_types(box.dtype, torch.float32)) for box in boxes]
+    rows = [torch.cat([box.new_full((len(box), 1), i), box], 1) for i, box in enumerate(wide)]
+    return torch.cat(rows)
+
+
+def check_rois(rois: torch.Tensor, features: torch.Tensor, mode: str) -> None:
+    """Shape and type of ``rois`` for ``mode``."""
     if not rois.is_floating_point():
         raise ValueError(f"rois: expected a floating-point tensor, got {rois.dtype}")
     if rois.device != features.device:
@@ -62,18 +95,20 @@ def check_rois(rois: torch.Tensor, features: torch.Tensor, mode: str) -> None:
         )
 
 
-def check_sampling(bins: Sequence[int], sampling_ratio: int) -> None:
-    """Numbers of bins and of samples."""
-    if min(bins) < 1 or max(bins) > MAX_BINS:
-        raise ValueError(f"output_size: expected values of 1 to {MAX_BINS}, got {tuple(bins)}")
-    if not 0 <= sampling_ratio <= MAX_RATIO:
-        raise ValueError(f"sampling_ratio: expected 0 (adaptive) to {MAX_RATIO}, got {sampling_ratio}")
+def as_ratio(sampling_ratio: int) -> int:
+    """Samples per bin and axis; torchvision's -1 is 0, adaptive."""
+    if not -1 <= sampling_ratio <= MAX_RATIO:
+        raise ValueError(f"sampling_ratio: expected 0 or -1 (adaptive) to {MAX_RATIO}, got {sampling_ratio}")
+    return max(sampling_ratio, 0)
 
 
 def as_bins(output_size: int | Sequence[int], axes: int) -> list[int]:
     """An int or ``axes`` ints as a list."""
     if isinstance(output_size, int):
-        return [output_size] * axes
+        output_size = [output_size] * axes
     if len(output_size) != axes:
         raise ValueError(f"output_size: expected an int or {axes} ints, got {tuple(output_size)}")
-    return [int(n) for n in output_size]
+    bins = [int(n) for n in output_size]
+    if min(bins) < 1 or max(bins) > MAX_BINS:
+        raise ValueError(f"output_size: expected values of 1 to {MAX_BINS}, got {tuple(bins)}")
+    return bins

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -72,3 +73,8 @@ def cost(
         cells = sum(union(covered[ts.any(1)[:, t]], clip[ts.any(1)[:, t]]) for t in range(frames))
     out = rois.shape[0] * out_frames * bins[-2] * bins[-1]
     return Cost(2 * channels * total, (cells + out) * channels * features.element_size() + bytes_of(rois))
+
+
+def cost_bwd(grad: torch.Tensor, rois: torch.Tensor, shape: Sequence[int], **settings: Any) -> Cost:
+    """Of the gradient: the same taps of the same cells, the other way round."""
+    return cost(torch.empty(tuple(shape), dtype=grad.dtype, device="meta"), rois, **settings)

@@ -6,17 +6,18 @@ from collections.abc import Sequence
 
 import torch
 
-from .._checks import check_clip
-from ..roi_align3d.boxes import as_bins, check_rois, check_sampling
+from .._checks import check_clip, check_types, public
+from ..roi_align3d.boxes import as_bins, as_ratio, as_rois
 from .op import OP
 
 TEMPORAL = ("mean", "max")
 
 
+@public
 def roi_head_pool(
     slow: torch.Tensor,
     fast: torch.Tensor | None,
-    rois: torch.Tensor,
+    rois: torch.Tensor | Sequence[torch.Tensor],
     output_size: int | Sequence[int] = 7,
     spatial_scale: float = 1 / 16,
     sampling_ratio: int = 0,
@@ -24,6 +25,8 @@ def roi_head_pool(
     temporal: str = "mean",
 ) -> torch.Tensor:
     """A vector per box from both pathways: mean (or max) over time, RoIAlign, max over bins, concatenated.
+
+    The features get a gradient, the boxes none (as in torchvision).
 
     The detection head of SlowFast (arXiv:1812.03982, section 5) up to its classifier. The mean over time and
     RoIAlign with one box for all frames commute, so a clip is averaged once, where boxes need it; the maps of
@@ -34,7 +37,7 @@ def roi_head_pool(
             (other layouts are converted); at least one frame, row and column.
         fast: Tensor[N, Cf, Tf, H, W] of the same type, or None for a network of one pathway.
         rois: Tensor[K, 5] = batch index, x1, y1, x2, y2 in input pixels, of any floating-point type (float32
-            advised). No gradient flows into them.
+            advised), or a list of N Tensor[Ki, 4], the boxes of each clip.
         output_size: bins, an int or (h, w); at most 4096 each.
         spatial_scale: cells of the maps per input pixel.
         sampling_ratio, aligned: as in ``roi_align3d``, which also says what boxes that are empty, outside the
@@ -59,18 +62,16 @@ def roi_head_pool(
         )
     if fast is not None:
         check_clip(fast, "fast")
+        check_types("slow", slow, fast=fast)
         expected = (slow.shape[0], *slow.shape[3:])
         if (fast.shape[0], *fast.shape[3:]) != expected or min(fast.shape[1:3]) < 1:
             raise ValueError(
                 f"fast: expected N, H, W = {expected}, as slow has, and at least one channel and frame, "
                 f"got shape {tuple(fast.shape)}"
             )
-    check_rois(rois, slow, "frame")
-    bins = as_bins(output_size, 2)
-    check_sampling(bins, sampling_ratio)
+    boxes = as_rois(rois, slow, "frame")
+    bins, ratio = as_bins(output_size, 2), as_ratio(sampling_ratio)
     if temporal not in TEMPORAL:
         raise ValueError(f"temporal: expected one of {TEMPORAL}, got {temporal!r}")
-    pooled, _ = OP.handle(
-        slow, fast, rois, bins, float(spatial_scale), sampling_ratio, bool(aligned), temporal
-    )
+    pooled, _ = OP.handle(slow, fast, boxes, bins, float(spatial_scale), ratio, bool(aligned), temporal)
     return pooled

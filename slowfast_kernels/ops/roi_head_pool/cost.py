@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -35,3 +36,15 @@ def cost(
         flops = channels * (cells * frames + 2 * total + k * bins[0] * bins[1])
         work += Cost(flops, channels * (cells * frames + k) * x.element_size())
     return work
+
+
+def cost_bwd(
+    grad: torch.Tensor,
+    arg: torch.Tensor,
+    rois: torch.Tensor,
+    features: torch.Tensor | None,
+    shape: Sequence[int],
+    **settings: Any,
+) -> Cost:
+    """Of one pathway's gradient: at most what its forward does (only the bins of the maxima take part)."""
+    return cost(torch.empty(tuple(shape), dtype=grad.dtype, device="meta"), None, rois, **settings)

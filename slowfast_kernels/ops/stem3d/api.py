@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from .._checks import check_channels, check_clip, check_vector
+from .._checks import check_channels, check_clip, check_types, check_vector, public
 from .._registration import as_triple
 from .op import OP
 
 
+@public
 def stem3d(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -46,6 +47,7 @@ def stem3d(
             f"weight: expected [Cout, Cin, kt, kh, kw] with odd kernel extents, got {tuple(weight.shape)}"
         )
     check_channels(x, weight.shape[1], "x", "weight")
+    check_types("x", x, weight=weight)
     check_vector(scale, weight.shape[0], "scale")
     check_vector(shift, weight.shape[0], "shift")
     if min(x.shape[2:]) < 1:
