@@ -237,7 +237,10 @@ def test_transforms_do_not_fall_back_silently(transform):
     def function(w):
         return ops.conv_bn_act3d(torch.ones(1, 2, 2, 3, 3), w).sum()
 
-    with use_backend("cpu"), pytest.raises(RuntimeError, match=r"cannot run here \(cpu: torch.func and forward"):
+    with (
+        use_backend("cpu"),
+        pytest.raises(RuntimeError, match=r"cannot run here \(cpu: torch.func and forward"),
+    ):
         transform(function)(torch.randn(3, 2, 1, 1, 1))
 
 

@@ -134,8 +134,10 @@ def register(
         reference,
         {"reference": Provider(reference), **(providers or {})},
     )
-    assert mutates or reference.__name__ == "vjp" or len(op.arguments) == len(
-        inspect.signature(reference).parameters
+    assert (
+        mutates
+        or reference.__name__ == "vjp"
+        or len(op.arguments) == len(inspect.signature(reference).parameters)
     ), f"{name}: reference and schema differ"
     OPS[name] = op
 
@@ -155,7 +157,9 @@ def register(
     elif gradient == "recomputed":
         _register_autograd(op, _differentiable(op, _recomputed(op, arguments)))
     elif gradient == "traced":
-        _register_autograd(op, lambda below, *args: reference(*args) if _wants_gradient(args) else below(*args))
+        _register_autograd(
+            op, lambda below, *args: reference(*args) if _wants_gradient(args) else below(*args)
+        )
         torch.library.register_vmap(f"slowfast::{name}", _vmapped(op), lib=LIBRARY)
     elif isinstance(gradient, Gradient):
         _register_autograd(op, _differentiable(op, gradient))
@@ -262,7 +266,9 @@ def _differentiable(op: Op, gradient: Gradient) -> Callable[..., Any]:
         kept = gradient.save(args, out)
         ctx.save_for_backward(*(v for v in kept if isinstance(v, torch.Tensor)))
         ctx.others = [None if isinstance(v, torch.Tensor) else (v,) for v in kept]
-        ctx.backend = backends.current()  # the backward may run in another thread, where no choice is in force
+        ctx.backend = (
+            backends.current()
+        )  # the backward may run in another thread, where no choice is in force
         return out
 
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

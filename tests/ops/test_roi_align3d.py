@@ -500,7 +500,7 @@ def test_native_kernels_check_for_themselves(provider):
         ({"output_size": (2, 2, 2)}, "output_size: expected an int or 2 ints"),
         ({"output_size": (0, 2)}, "output_size: expected values of 1 to"),
         ({"output_size": 5000}, "output_size: expected values of 1 to"),
-        ({"sampling_ratio": -1}, "sampling_ratio: expected 0"),
+        ({"sampling_ratio": -2}, "sampling_ratio: expected 0"),
         ({"sampling_ratio": 5000}, "sampling_ratio: expected 0"),
     ],
 )

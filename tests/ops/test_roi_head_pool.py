@@ -452,7 +452,7 @@ def test_a_forged_arg_is_not_a_wild_write(provider):
         ({"rois": torch.zeros(3, 7)}, r"rois: expected \[K, 5\].*got shape \(3, 7\)"),
         ({"output_size": (1, 2, 3)}, "output_size: expected an int or 2 ints"),
         ({"output_size": 0}, "output_size: expected values of 1 to"),
-        ({"sampling_ratio": -1}, "sampling_ratio: expected 0"),
+        ({"sampling_ratio": -2}, "sampling_ratio: expected 0"),
         ({"temporal": "sum"}, "temporal: expected one of"),
     ],
 )

@@ -44,23 +44,21 @@ def boxes_float32(rois: torch.Tensor, clips: int) -> torch.Tensor:
     return rois.detach().float().contiguous()
 
 
-def as_rois(
-    rois: torch.Tensor | Sequence[torch.Tensor], features: torch.Tensor, mode: str
-) -> torch.Tensor:
+def as_rois(rois: torch.Tensor | Sequence[torch.Tensor], features: torch.Tensor, mode: str) -> torch.Tensor:
     """Boxes of ``mode`` as the op takes them; a list of every clip's boxes gets the batch indices."""
     if mode not in COLUMNS:
         raise ValueError(f"mode: expected one of {MODES}, got {mode!r}")
     if not isinstance(rois, torch.Tensor):
-        rois = _joined(rois, features.shape[0], mode)
+        rois = _joined(rois, features, mode)
     check_rois(rois, features, mode)
     return rois
 
 
-def _joined(boxes: Sequence[torch.Tensor], clips: int, mode: str) -> torch.Tensor:
+def _joined(boxes: Sequence[torch.Tensor], features: torch.Tensor, mode: str) -> torch.Tensor:
     """[Ki, 4] of every clip -> [K, 5]."""
-    shape = "[K, 5] or a list of [Ki, 4]" if mode == "frame" else f"[K, ..., {COLUMNS[mode]}]"
     if mode != "frame" or not isinstance(boxes, (list, tuple)):
-        raise ValueError(f"rois: expected a tensor {shape} for mode {mode!r}, got {type_name(boxes)}")
+        or_list = " or a list of [Ki, 4]" if mode == "frame" else ""
+        raise ValueError(f"rois: expected a tensor{or_list} for mode {mode!r}, got {type_name(boxes)}")
     for i, box in enumerate(boxes):
         if not isinstance(box, torch.Tensor):
             raise ValueError(f"rois[{i}]: expected a tensor [Ki, 4], got {type_name(box)}")
@@ -69,12 +67,13 @@ def _joined(boxes: Sequence[torch.Tensor], clips: int, mode: str) -> torch.Tenso
                 f"rois[{i}]: expected floating-point [Ki, 4] (x1, y1, x2, y2), got {box.dtype} "
                 f"of shape {tuple(box.shape)}"
             )
-    if len(boxes) != clips or not boxes:
+    clips = features.shape[0]
+    if len(boxes) != clips:
         raise ValueError(f"rois: expected a list of {clips} tensors, one for every clip, got {len(boxes)}")
     # half precision does not count far enough for a batch index
     wide = [box.to(torch.promote_types(box.dtype, torch.float32)) for box in boxes]
     rows = [torch.cat([box.new_full((len(box), 1), i), box], 1) for i, box in enumerate(wide)]
-    return torch.cat(rows)
+    return torch.cat(rows) if rows else torch.zeros(0, 5, device=features.device)
 
 
 def check_rois(rois: torch.Tensor, features: torch.Tensor, mode: str) -> None:
