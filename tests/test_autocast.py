@@ -79,7 +79,7 @@ def test_mixed_types_are_an_error_outside_autocast(device):
         torch.randn(1, 4, 2, 5, 5, device=device).bfloat16(),
         torch.randn(6, 4, 1, 3, 3, device=device),
     )
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="weight: expected torch.bfloat16, as x has, got torch.float32"):
         ops.conv_bn_act3d(x, weight)
     with torch.autocast(device, dtype=torch.bfloat16):
         assert ops.conv_bn_act3d(x, weight).dtype == torch.bfloat16

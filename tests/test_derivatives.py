@@ -1,6 +1,7 @@
 """Second and third derivatives, forward mode and torch.func: right, or an error; never silently zero."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -123,7 +124,9 @@ def test_bfloat16():
 def test_gradient_penalty_of_a_model(name):
     """Against differences of first derivatives."""
     torch.manual_seed(0)
-    model = models.create(name, crop=32, frames=8, classes=5, width=8, blocks=(1, 1, 1, 1)).double().eval()
+    config = models.configure(name, crop=32, frames=8, classes=5, blocks=(1, 1, 1, 1))
+    thin = {p: replace(config.pathway(p), width=width) for p, width in (("slow", 16), ("fast", 2))}
+    model = models.build(replace(config, **thin)).double().eval()
     clips = [torch.randn(1, 3, t, 32, 32).double().requires_grad_() for t in (2, 8)]
     boxes = [torch.tensor([[0, 2.0, 3, 25, 30]]).double()] if name.endswith("ava") else []
     weight = model.get_parameter("head.proj.weight")

@@ -134,11 +134,6 @@ def register(
         reference,
         {"reference": Provider(reference), **(providers or {})},
     )
-    assert (
-        mutates
-        or reference.__name__ == "vjp"
-        or len(op.arguments) == len(inspect.signature(reference).parameters)
-    ), f"{name}: reference and schema differ"
     OPS[name] = op
 
     def run(*args: Any) -> Any:
@@ -297,6 +292,8 @@ def _differentiable(op: Op, gradient: Gradient) -> Callable[..., Any]:
 
 def _recomputed(op: Op, arguments: str) -> Gradient:
     """Gradient of the reference at the saved inputs, as an opaque op so that torch.compile need not trace it."""
+    takes = inspect.signature(op.reference).parameters
+    assert len(op.arguments) == len(takes), f"{op.name}: reference and schema differ"
 
     def fake(*args: Any) -> list[torch.Tensor]:
         _, *inputs, needs = args
@@ -329,7 +326,6 @@ def _vjp(reference: Callable[..., Any]) -> Callable[..., list[torch.Tensor]]:
     def vjp(grad: torch.Tensor, *args: Any) -> list[torch.Tensor]:
         *inputs, needs = args
         again = _wants_gradient((grad, *inputs))
-        given = [v for v, need in zip(inputs, needs, strict=True) if need]
         with _autograd():
             live = [
                 _leaf(v, need, again) if isinstance(v, torch.Tensor) else v
@@ -337,13 +333,13 @@ def _vjp(reference: Callable[..., Any]) -> Callable[..., list[torch.Tensor]]:
             ]
             out = reference(*live)
             wanted = [v for v, need in zip(live, needs, strict=True) if need]
-            grads = torch.autograd.grad(
-                out, wanted, grad.to(out.dtype), create_graph=again, allow_unused=True
+            found = torch.autograd.grad(
+                out, wanted, grad.to(out.dtype), create_graph=again, allow_unused=True, materialize_grads=True
             )
-            grads = [torch.zeros_like(v) if g is None else g for v, g in zip(given, grads, strict=True)]
+            given = [v for v, need in zip(inputs, needs, strict=True) if need]
             if again:
-                return [g.to(v.dtype) for v, g in zip(given, grads, strict=True)]
-        return [torch.empty_like(v).copy_(g) for v, g in zip(given, grads, strict=True)]
+                return [g.to(v.dtype) for v, g in zip(given, found, strict=True)]
+        return [torch.empty_like(v).copy_(g) for v, g in zip(given, found, strict=True)]
 
     return vjp
 
