@@ -208,6 +208,8 @@ def test_every_schema_argument_takes_several_values():
                         if not any(same(value, other) for other in seen):
                             seen.append(value)
     for name, op in OPS.items():
+        if set(op.providers) == {"reference"}:  # a gradient in plain PyTorch: no kernel to read it wrongly
+            continue
         for argument in op.handle._schema.arguments:
             seen = values.get((name, argument.name), [])
             assert len(seen) > 1, (

@@ -177,6 +177,19 @@ def test_forward_mode(op):
 
 
 @each_op
+def test_forward_mode_through_a_backward(op):
+    """A gradient is linear in the gradient it starts from; the forward ran before there were tangents."""
+    function, x = as_function(op)
+    x.requires_grad_()
+    out = function(x)
+    g, tangent = torch.randn_like(out), torch.randn_like(out)
+    (expected,) = torch.autograd.grad(out, x, tangent, retain_graph=True)
+    with forward_ad.dual_level():
+        (pulled,) = torch.autograd.grad(out, x, forward_ad.make_dual(g, tangent))
+        assert relative_l2(forward_ad.unpack_dual(pulled).tangent, expected) < 1e-12
+
+
+@each_op
 def test_torch_func(op):
     function, x = as_function(op)
 
@@ -247,6 +260,19 @@ def test_transforms_do_not_fall_back_silently(transform):
         transform(function)(torch.randn(3, 2, 1, 1, 1))
 
 
+@pytest.mark.parametrize("op", ["roi_align3d", "roi_head_pool"])
+def test_boxes_have_no_gradient(op):
+    """As in torchvision, at any order."""
+    call, leaves = leaves_of(variants(op)[0])
+    call["rois"].requires_grad_()
+    value = getattr(ops, op)(**call).square().sum()
+    grads = torch.autograd.grad(value, [*leaves, call["rois"]], create_graph=True, allow_unused=True)
+    assert grads[-1] is None
+    value = sum(g.square().sum() for g in grads[:-1])
+    second = torch.autograd.grad(value, [*leaves, call["rois"]], allow_unused=True)
+    assert second[-1] is None and all(g.abs().sum() > 0 for g in second[:-1])
+
+
 # --- the backward's surroundings ---------------------------------------------------------------------------
 
 
@@ -293,7 +319,7 @@ def out_calls():
     yield "lateral_fusion", (slow, x.repeat(1, 1, 2, 1, 1), weight), {"alpha": 2, "out": buffer}, buffer
 
 
-@pytest.mark.parametrize("op, args, kwargs, buffer", out_calls(), ids=["conv_bn_act3d", "lateral_fusion"])
+@pytest.mark.parametrize("op, args, kwargs, buffer", [*out_calls()], ids=["conv_bn_act3d", "lateral_fusion"])
 def test_out_has_no_gradient_and_says_so(op, args, kwargs, buffer):
     function = getattr(ops, op)
     args[-1].requires_grad_()

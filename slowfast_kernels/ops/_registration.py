@@ -152,9 +152,7 @@ def register(
     elif gradient == "recomputed":
         _register_autograd(op, _differentiable(op, _recomputed(op, arguments)))
     elif gradient == "traced":
-        _register_autograd(
-            op, lambda below, *args: reference(*args) if _wants_gradient(args) else below(*args)
-        )
+        _register_autograd(op, _traced(op))
         torch.library.register_vmap(f"slowfast::{name}", _vmapped(op), lib=LIBRARY)
     elif isinstance(gradient, Gradient):
         _register_autograd(op, _differentiable(op, gradient))
@@ -286,6 +284,13 @@ def _differentiable(op: Op, gradient: Gradient) -> Callable[..., Any]:
                 )
             return op.reference(*args)
         return function.apply(below, *args) if _wants_gradient(args) else below(*args)
+
+    return kernel
+
+
+def _traced(op: Op) -> Callable[..., Any]:
+    def kernel(below: Callable[..., Any], *args: Any) -> Any:
+        return op.reference(*args) if _wants_gradient(args) or _transformed(args) else below(*args)
 
     return kernel
 

@@ -50,7 +50,7 @@ def mixed():
         yield from ((op, n) for n in tensors_of(op) if n in SAME_TYPE and not (own and n == "weight"))
 
 
-@pytest.mark.parametrize("op, name", mixed())
+@pytest.mark.parametrize("op, name", [*mixed()])
 def test_mixed_types_are_named(op, name):
     function, call = getattr(ops, op), base(op)
     for dtype in (torch.bfloat16, torch.float16, torch.float64):

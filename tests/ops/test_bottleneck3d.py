@@ -18,6 +18,7 @@ from ops.parity import (
     check_gradients,
     check_threads,
     reference,
+    without_type_checks,
 )
 from slowfast_kernels import backends, ops, use_backend
 from slowfast_kernels.ops._cases import Draw, cases_of
@@ -194,6 +195,7 @@ def test_errors(name):
 
 @on_each_computing
 @pytest.mark.parametrize("which", ["weight_a", "weight_b", "weight_c", "weight_s"])
+@without_type_checks()
 def test_what_the_kernels_refuse(which, provider):
     args, kwargs = case_named(OP, "projection").args()
     call = dict(zip(NAMES, args, strict=True)) | kwargs

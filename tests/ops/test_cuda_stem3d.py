@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
 from emulator.conftest import ORDERS
-from ops.parity import SHRINK, bits, case_named, check, expected_of, reference
+from ops.parity import SHRINK, bits, case_named, check, expected_of, reference, without_type_checks
 from slowfast_kernels import _extension, ops
 from slowfast_kernels.ops._cases import Draw, cases_of
 from slowfast_kernels.ops._registration import empty_channels_last
@@ -76,6 +76,7 @@ def test_what_the_kernel_does_not_take(name, provider):
         stem(args, kwargs)
 
 
+@without_type_checks()
 def test_what_the_kernel_refuses(provider):
     (x, *rest), kwargs = case_named(OP, "one frame").args(dtype=torch.bfloat16)
     with pytest.raises(

@@ -7,7 +7,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from ops.parity import GPU_PROVIDERS, ORDERS, bits, check, check_case, far_apart, reference, run, there
+from ops.parity import (
+    GPU_PROVIDERS,
+    ORDERS,
+    bits,
+    check,
+    check_case,
+    far_apart,
+    reference,
+    run,
+    there,
+    without_type_checks,
+)
 from ops.test_roi_head_pool import COORDINATES, calls, composed
 from slowfast_kernels import ops
 from slowfast_kernels.ops._cases import Draw, cases_of
@@ -352,6 +363,7 @@ def test_a_forged_arg_is_not_a_wild_write(provider):
 
 
 @on_gpu
+@without_type_checks()
 def test_what_is_refused(provider):
     x, rois = torch.zeros(1, 2, 1, 3, 3), torch.zeros(1, 5)
     message = rf"(?i){provider}: slow is torch\.float64, the {provider} kernels take float32"

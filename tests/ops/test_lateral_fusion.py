@@ -16,6 +16,7 @@ from ops.parity import (
     check_gradients,
     check_threads,
     reference,
+    without_type_checks,
 )
 from slowfast_kernels import ops, use_backend
 from slowfast_kernels.ops._cases import Draw, cases_of
@@ -205,6 +206,7 @@ def test_negative_alpha_is_refused():
 
 
 @on_each_computing
+@without_type_checks()
 def test_what_the_kernels_refuse(provider):
     slow, fast, weight = torch.zeros(SLOW), torch.zeros(FAST), torch.zeros(W)
     with pytest.raises(RuntimeError, match=r"fast is torch\.bfloat16 but slow is torch\.float32"):

@@ -17,6 +17,7 @@ from ops.parity import (
     check_gradients,
     check_threads,
     reference,
+    without_type_checks,
 )
 from slowfast_kernels import ops, use_backend
 from slowfast_kernels.ops._cases import Draw, cases_of
@@ -172,6 +173,7 @@ def test_errors(name):
 
 
 @on_each_computing
+@without_type_checks()
 def test_what_the_kernels_refuse(provider):
     x, weight = torch.zeros(X), torch.zeros(W)
     with pytest.raises(RuntimeError, match=r"weight is torch\.bfloat16 but x is torch\.float32"):

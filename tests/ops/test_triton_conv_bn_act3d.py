@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from ops.parity import case_named, check, check_gradients, reference
+from ops.parity import case_named, check, check_gradients, reference, without_type_checks
 from ops.test_conv_bn_act3d import NONFINITE, PARAMETERS, calls, products
 from ops.triton_parity import DEVICE, DTYPES, check_case, on_triton, run, there
 from slowfast_kernels import ops
@@ -208,6 +208,7 @@ def test_nonfinite_parameters(which, value, provider):
     assert_close(run(OP, (), args)[0], reference(OP, (), to_float64(args))[0], 6, bound=1e-5)
 
 
+@without_type_checks()
 def test_what_the_kernels_refuse(provider):
     x, weight = torch.zeros(2, 4, 3, 5, 5, device=DEVICE), torch.zeros(6, 4, 1, 3, 3, device=DEVICE)
     with pytest.raises(RuntimeError, match="triton: x is torch.float64, the Triton kernels take float32"):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ops.parity import case_named, check, check_gradients, reference
+from ops.parity import case_named, check, check_gradients, reference, without_type_checks
 from ops.triton_parity import DTYPES, check_case, on_triton, run, there
 from slowfast_kernels import ops
 from slowfast_kernels.ops._cases import Draw, cases_of
@@ -135,6 +135,7 @@ def test_gradients(name, provider):
     check_gradients(OP, *there(case_named(OP, name).args()), 1e-5, name)
 
 
+@without_type_checks()
 def test_what_the_kernels_refuse(provider):
     args, kwargs = there(case_named(OP, "odd").args())
     with pytest.raises(RuntimeError, match="triton: x is torch.float64, the Triton kernels take float32"):
