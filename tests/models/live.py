@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 BLOCKS = (1, 2, 1, 1)
 SLOW, FAST = ((1,), (1,), (3,), (3,)), ((3,),) * 4
@@ -21,7 +22,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     """Batch norms with statistics of their own and a classifier that separates, in eval mode."""
     g = torch.Generator().manual_seed(seed)
     for layer in model.modules():
-        if isinstance(layer, nn.BatchNorm3d):
+        if isinstance(layer, nn.BatchNorm3d) and layer.affine:
             layer.weight.data.uniform_(0.5, 1, generator=g)
             layer.bias.data.normal_(0, 0.1, generator=g)
             layer.running_mean.normal_(0, 0.1, generator=g)
@@ -294,9 +295,9 @@ class MmPath(nn.Module):
     """ResNet3d, a whole backbone or a pathway; `fast`: (its width, alpha, lateral kernel, lateral norm)."""
 
     def __init__(self, width=16, stem=1, inflate=(0, 0, 1, 1), fast=None, basic=False, stem_strides=(1, 1),
-                 with_pool2=False) -> None:  # fmt: skip
+                 with_pool1=True, with_pool2=False) -> None:  # fmt: skip
         super().__init__()
-        self.with_pool2 = with_pool2
+        self.with_pool1, self.with_pool2 = with_pool1, with_pool2
         self.conv1 = ConvModule(3, width, (stem, 7, 7), (stem_strides[0], 2, 2))
         self.maxpool = nn.MaxPool3d((1, 3, 3), (stem_strides[1], 2, 2), (0, 1, 1))
         self.pool2 = nn.MaxPool3d((2, 1, 1), (2, 1, 1))
@@ -317,24 +318,35 @@ class MmPath(nn.Module):
         self.channels = channels
 
     def forward(self, x):
-        x = self.layer1(self.maxpool(self.conv1(x)))
+        x = self.conv1(x)
+        x = self.layer1(self.maxpool(x) if self.with_pool1 else x)
         x = self.pool2(x) if self.with_pool2 else x
         return self.layer4(self.layer3(self.layer2(x)))
 
 
 class MmSlowFast(nn.Module):
-    def __init__(self, alpha=4, kernel=5, lateral_norm=False, basic=False) -> None:
+    """Of its clip the Slow pathway takes every `resample_rate`-th frame (None: alpha), the Fast one alpha times as
+    many."""
+
+    def __init__(
+        self, alpha=4, kernel=5, lateral_norm=False, basic=False, resample_rate=None, lateral=True
+    ) -> None:
         super().__init__()
-        self.alpha = alpha
-        self.slow_path = MmPath(16, 1, (0, 0, 1, 1), (4, alpha, kernel, lateral_norm), basic)
+        self.speed_ratio, self.resample_rate, self.lateral = alpha, resample_rate or alpha, lateral
+        fast = (4, alpha, kernel, lateral_norm) if lateral else None
+        self.slow_path = MmPath(16, 1, (0, 0, 1, 1), fast, basic)
         self.fast_path = MmPath(4, 5, (1, 1, 1, 1), basic=basic)
 
     def forward(self, x):
         slow, fast = self.slow_path, self.fast_path
-        s, f = (path.maxpool(path.conv1(y)) for path, y in ((slow, x[:, :, :: self.alpha]), (fast, x)))
+        every = (self.resample_rate, self.resample_rate // self.speed_ratio)
+        clips = (F.interpolate(x, scale_factor=(1 / n, 1.0, 1.0), mode="nearest") for n in every)
+        s, f = (path.maxpool(path.conv1(y)) for path, y in zip((slow, fast), clips, strict=True))
         for n in range(1, 5):
-            lateral = slow.conv1_lateral if n == 1 else getattr(slow, f"layer{n - 1}_lateral")
-            s = getattr(slow, f"layer{n}")(torch.cat([s, lateral(f)], 1))
+            if self.lateral:
+                lateral = slow.conv1_lateral if n == 1 else getattr(slow, f"layer{n - 1}_lateral")
+                s = torch.cat([s, lateral(f)], 1)
+            s = getattr(slow, f"layer{n}")(s)
             f = getattr(fast, f"layer{n}")(f)
         return s, f
 
@@ -365,3 +377,50 @@ class MmRecognizer(nn.Module):
 
     def forward(self, x):
         return self.cls_head(self.backbone(x))
+
+
+class MmRecognizer3D(nn.Module):
+    """Called as mmaction2's own: with all views of a clip, for the answer of a stage, or for predictions."""
+
+    def __init__(self, backbone: nn.Module, classes: int = 11) -> None:
+        super().__init__()
+        self.backbone, self.cls_head = backbone, MmRecognizer(backbone, classes).cls_head
+
+    def forward(self, inputs, data_samples=None, mode="tensor", stage="backbone"):
+        features = self.backbone(inputs.flatten(0, 1))
+        if mode == "predict":
+            scores = self.cls_head(features).view(len(inputs), -1, self.cls_head.fc_cls.out_features)
+            return list(zip(data_samples, scores.softmax(-1).mean(1), strict=True))
+        return self.cls_head(features) if stage == "head" else features
+
+
+class MmDetector(nn.Module):
+    """A detector of mmaction2: the backbone of a recogniser below another head."""
+
+    def __init__(self, backbone: MmSlowFast) -> None:
+        super().__init__()
+        self.backbone, self.roi_head = backbone, nn.Module()
+        self.roi_head.bbox_head = nn.Module()
+        channels = backbone.slow_path.channels + backbone.fast_path.channels
+        self.roi_head.bbox_head.fc_cls = nn.Linear(channels, 5)
+        self.align = RoIAlign(8, 1 / 32, 0, True)
+
+    def forward(self, inputs, rois):
+        x = torch.cat([y.mean(2) for y in self.backbone(inputs)], 1)
+        return self.roi_head.bbox_head.fc_cls(self.align(x, rois).amax((2, 3)))
+
+
+class SubBatchNorm3d(nn.Module):
+    """PySlowFast's: one batch norm for training, on parts of the batch, and one for inference."""
+
+    def __init__(self, num_features: int, num_splits: int = 2) -> None:
+        super().__init__()
+        self.num_splits = num_splits
+        self.weight, self.bias = (nn.Parameter(torch.empty(num_features).uniform_(0.5, 1)) for _ in range(2))
+        self.bn = nn.BatchNorm3d(num_features, eps=1e-3, affine=False)
+        self.split_bn = nn.BatchNorm3d(num_features * num_splits, eps=1e-3, affine=False)
+        self.bn.running_mean.normal_(0, 0.1), self.bn.running_var.uniform_(0.5, 1.5)
+
+    def forward(self, x):
+        assert not self.training
+        return self.bn(x) * self.weight.view(-1, 1, 1, 1) + self.bias.view(-1, 1, 1, 1)

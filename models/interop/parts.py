@@ -1,0 +1,100 @@
+"""Finding a module's layers by our names for them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from slowfast_kernels.models.checkpoint import keys
+
+ABSENT: Any = type("_Absent", (), {"__repr__": lambda self: "nothing"})()
+
+
+class Parts:
+    """The layers of a module, the problems with them, and which of them were looked at."""
+
+    def __init__(self, root: nn.Module, names: keys.Names) -> None:
+        self.root, self.names = root, names
+        self.key_of: Mapping[str, str] = {ours: key for key, ours in names.ours.items()}
+        self.problems: list[str] = []
+        self._used: set[int] = set()
+
+    @property
+    def prefix(self) -> str:
+        """What pytorchvideo's detection networks and PySlowFast's wrappers put before the blocks."""
+        return "model." if any(key.startswith("model.blocks.") for key in self.names.ours) else ""
+
+    def at(self, path: str) -> Any:
+        """What is at a dotted path: the module, None where the attribute is None, ABSENT where there is
+        none."""
+        here: Any = self.root
+        for part in path.split(".") if path else []:
+            here = here._modules.get(part, ABSENT) if part in here._modules else getattr(here, part, ABSENT)
+            if here is None or here is ABSENT:
+                return here
+        return here
+
+    def use(self, path: str) -> Any:
+        """What is `at` a path, accounted for."""
+        found = self.at(path)
+        if isinstance(found, nn.Module):
+            self._used.add(id(found))
+        return found
+
+    def knows(self, part: nn.Module) -> bool:
+        """Whether a module was accounted for."""
+        return id(part) in self._used
+
+    def layer(self, ours: str) -> tuple[str, Any]:
+        """Path and module of our layer, such as "res2.slow.0.a.conv"."""
+        key = self.key_of.get(f"{ours}.weight", "")
+        path = key.rsplit(".", 1)[0]
+        if not key:
+            return path, ABSENT
+        found = self.use(path)
+        if self.splits(found):
+            self.use(f"{path}.split_bn")
+            return path, self.use(f"{path}.bn")
+        return path, found
+
+    def parent(self, ours: str, up: int = 1) -> str:
+        """Path of what holds our layer, `up` levels above it."""
+        return self.layer(ours)[0].rsplit(".", up)[0]
+
+    def relu(self, path: str) -> None:
+        """A ReLU must be one. (One that is no module cannot be seen, and is taken to be there; mmaction2's are
+        modules, if they are there.)"""
+        found = self.use(path)
+        if found is ABSENT and self.names.library != "mmaction2":
+            return
+        if not isinstance(found, nn.ReLU):
+            got = found if found is ABSENT else type(found).__name__
+            self.problems.append(f"{path} (expected ReLU, got {got})")
+
+    @staticmethod
+    def splits(found: Any) -> bool:
+        """Whether a module is PySlowFast's SubBatchNorm3d: a batch norm for training, on parts of the batch, and
+        one for inference, with weights in common."""
+        held = dict(found.named_children()) if isinstance(found, nn.Module) else {}
+        norms = isinstance(held.get("bn"), _BatchNorm) and isinstance(held.get("split_bn"), _BatchNorm)
+        return norms and "weight" in dict(found.named_parameters(recurse=False))
+
+
+def is_max_pool(found: Any) -> bool:
+    """Whether a module is a 3-D max-pool without anything unusual."""
+    if not isinstance(found, nn.MaxPool3d):
+        return False
+    return set(three(found.dilation)) == {1} and not found.ceil_mode and not found.return_indices
+
+
+def three(value: Any) -> tuple[int, int, int]:
+    """A size along T, H, W, of one number or three (also numpy's)."""
+    values = tuple(value) if isinstance(value, tuple | list) else (value,) * 3
+    return int(values[0]), int(values[1]), int(values[2])
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """As `three`, along H, W."""
+    values = tuple(value) if isinstance(value, tuple | list) else (value,) * 2
+    return int(values[0]), int(values[1])

@@ -1,0 +1,443 @@
+"""Reads a network off a live module: weights, settings of every layer, what is left over."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from slowfast_kernels.models.checkpoint import keys
+from slowfast_kernels.models.checkpoint.detect import Found, detect, is_fast_only
+from slowfast_kernels.models.checkpoint.errors import MismatchError
+from slowfast_kernels.models.checkpoint.load import (
+    build_with,
+    check,
+    collect,
+    set_norms,
+    shapes_of,
+    visible_pool,
+)
+from slowfast_kernels.models.checkpoint.resolve import resolve
+from slowfast_kernels.models.checkpoint.stored import Stored, from_pyslowfast
+from slowfast_kernels.models.config import ModelConfig
+from slowfast_kernels.models.interop.code import altered, chains_blocks, is_of_a_library, is_sum
+from slowfast_kernels.models.interop.heads import Head, read_head
+from slowfast_kernels.models.interop.parts import ABSENT, Parts, is_max_pool, three
+from slowfast_kernels.models.interop.results import Counterpart, Trunk, UnrecognisedModule
+from slowfast_kernels.models.interop.wrappers import unusual_weights
+from slowfast_kernels.models.slowfast import SlowFast
+
+
+class Reader:
+    """Reads a module with its head."""
+
+    def __init__(self, module: nn.Module, root: nn.Module | None = None) -> None:
+        """root: what holds the module under the name that its library knows it by, where it comes bare."""
+        self.module, self.root = module, root or module
+        self.state = _plain_norms(self.root, self.root.state_dict())
+        wanted = self._wanted(self.state)
+        if unusual := {key: kind for key, kind in unusual_weights(self.root).items() if key in set(wanted)}:
+            what = [f"{key} (expected a plain tensor, got {kind})" for key, kind in unusual.items()]
+            raise UnrecognisedModule(module, what)
+        names = keys.read(wanted)
+        if names is None or names.library not in ("pyslowfast", "pytorchvideo", "mmaction2"):
+            raise UnrecognisedModule(module, [_foreign(module)])
+        self.names, self.two = names, names.layout.two
+        self.parts = Parts(self.root, names)
+        self.problems = self.parts.problems
+        self.wrapped = names.library == "pytorchvideo" and hasattr(self.root, "post_act")
+        self.library = "pyslowfast" if self.wrapped else names.library
+
+    def read(self) -> Counterpart:
+        """Raises UnrecognisedModule."""
+        head = read_head(self.parts, self.wrapped)
+        self.problems += [*altered(self.module), *self._taken_otherwise()]
+        said, found = self._said()
+        said.detects = head.roi is not None
+        self._frames(head, said)
+        pool = head.cells(self.problems)
+        said.head = {
+            "activation": head.activation,
+            "multi_label": head.activation == "sigmoid",
+            "pool": pool,
+            "dropout": head.dropout,
+            "roi": head.roi,
+        }
+        if pool is not None:
+            said.input.setdefault("crop", 32 * pool)
+        semantics = self.library
+        if semantics == "pytorchvideo" and head.activation != "none" and head.roi is None:
+            semantics = "pyslowfast"  # an activation comes at each position there, before the mean
+        return Counterpart(self._build(found, said, semantics), self.library, self._every())
+
+    # -- what there is --
+
+    def _wanted(self, state: Mapping[str, Tensor]) -> list[str]:
+        """The keys that are to be accounted for."""
+        return list(state)
+
+    def _said(self) -> tuple[Stored, Found]:
+        """What the layers before the head say."""
+        self.problems += self.names.other
+        try:
+            found = detect(shapes_of(self.names, self.state), visible_pool(self.names))
+        except ValueError as error:
+            raise UnrecognisedModule(self.module, [str(error), *self.problems]) from error
+        said = Stored("module", input=self._settings())
+        for name in ("slow", "fast") if self.two else ("slow",):
+            said.pathways[name] = self._pathway(name)
+        if self.two:
+            said.input["alpha"] = self._alpha()
+        if any(path.in_channels == 1 for path in found.pathways.values()):
+            said.input["fast_input"] = "gray"  # or another: it says how clips are made, not what is computed
+        return said, found
+
+    def _taken_otherwise(self) -> list[str]:
+        """pytorchvideo's blocks may be in anybody's class, which does with them what it likes."""
+        if self.names.library != "pytorchvideo" or self.wrapped:
+            return []
+        kind = type(self.module).__name__
+        if self.names.layout.detects:
+            known = is_of_a_library(type(self.root).forward)
+            return [] if known else [f"{kind}.forward (expected that of pytorchvideo's detection network)"]
+        if self.parts.prefix:
+            return [f"{kind}.forward (expected a network of pytorchvideo itself, got one inside)"]
+        return (
+            []
+            if chains_blocks(self.root)
+            else [f"{kind}.forward (expected the blocks in order, and no more)"]
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        """A PySlowFast network keeps its configuration, which knows crop, colours and views."""
+        cfg = getattr(self.module, "cfg", None)
+        if self.library != "pyslowfast" or not isinstance(cfg, Mapping):
+            return {}
+        try:
+            known = from_pyslowfast(cfg).input
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError):
+            return {}
+        known.pop("alpha", None)
+        return known
+
+    def _alpha(self) -> int:
+        path, conv = self.parts.layer("lateral.0.conv")
+        if isinstance(conv, nn.Conv3d):
+            return int(conv.stride[0])
+        if self.names.library == "mmaction2" and not path:  # without lateral connections
+            return int(getattr(self.parts.at("backbone"), "speed_ratio", 1))
+        self.problems.append(f"{path or 'lateral connections'} (expected a convolution with stride alpha)")
+        return 1
+
+    def _pathway(self, name: str) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        strides, dilations = [], []
+        for stage in (2, 3, 4, 5):
+            block = f"res{stage}.{name}.0"
+            bottleneck = f"{block}.c.conv.weight" in self.parts.key_of
+            strided = self.parts.layer(f"{block}.{'b' if bottleneck else 'a'}.conv")[1]
+            spread = self.parts.layer(f"{block}.b.conv")[1]
+            strides.append(int(strided.stride[1]) if isinstance(strided, nn.Conv3d) else 1)
+            dilations.append(int(spread.dilation[1]) if isinstance(spread, nn.Conv3d) else 1)
+        values["strides"], values["dilations"] = tuple(strides), tuple(dilations)
+        stem = self.parts.layer(f"stem.{name}.conv")[1]
+        values["stem_stride"] = int(stem.stride[0]) if isinstance(stem, nn.Conv3d) else 1
+        values["stem_pool_stride"] = self._stem_pool(name)
+        pool = self._pool_after_res2(name)
+        if pool is not None:
+            values["pool_after_res2"] = pool
+        self._activations(name)
+        return values
+
+    def _stem_pool(self, name: str) -> int:
+        up = 2 if self.names.library == "mmaction2" else 1
+        parent = self.parts.parent(f"stem.{name}.conv", up)
+        leaves = {"pyslowfast": "pool_layer", "pytorchvideo": "pool", "mmaction2": "maxpool"}
+        path = f"{parent}.{leaves[self.names.library]}"
+        pool = self.parts.use(path)
+        if self.names.library == "mmaction2" and not self.two:
+            if not getattr(self.parts.at(parent), "with_pool1", True):
+                pool = ABSENT  # there, but not called
+            outs = tuple(getattr(self.parts.at(parent), "out_indices", (3,)))
+            if outs != (3,):
+                self.problems.append(
+                    f"{parent}.out_indices (expected (3,), the last stage alone, got {outs})"
+                )
+        if pool is ABSENT and self.names.library != "mmaction2":
+            return 1
+        usual = is_max_pool(pool) and three(pool.stride)[1:] == (2, 2)
+        if not usual or (three(pool.kernel_size), three(pool.padding)) != ((1, 3, 3), (0, 1, 1)):
+            self.problems.append(f"{path} (expected a 1x3x3 max-pool with spatial stride 2, got {pool})")
+            return 1
+        return three(pool.stride)[0]
+
+    def _pool_after_res2(self, name: str) -> int | None:
+        library = self.names.library
+        if library == "pytorchvideo":
+            if not self.names.layout.pool:
+                return 1
+            path = f"{self.parts.prefix}blocks.2"
+        elif library == "mmaction2":
+            if self.two or not getattr(self.parts.at("backbone"), "with_pool2", True):
+                for spare in ("backbone.pool2", "backbone.slow_path.pool2", "backbone.fast_path.pool2"):
+                    self.parts.use(spare)  # there, but not called
+                return 1
+            path = "backbone.pool2"
+        else:
+            path = f"pathway{keys.PATHS.index(name)}_pool"
+        pool = self.parts.use(path)
+        if pool is ABSENT:
+            return None
+        window = three(pool.kernel_size) if is_max_pool(pool) else ()
+        if not window or window[1:] != (1, 1) or three(pool.stride) != window or any(three(pool.padding)):
+            self.problems.append(f"{path} (expected a max-pool over frames, got {pool})")
+            return None
+        return window[0]
+
+    def _activations(self, name: str) -> None:
+        library, parts = self.names.library, self.parts
+        stem = parts.parent(f"stem.{name}.conv")
+        leaf = {"pyslowfast": "relu", "pytorchvideo": "activation", "mmaction2": "activate"}[library]
+        parts.relu(f"{stem}.{leaf}")
+        blocks = {
+            ours.rsplit(".", 3)[0] for ours in parts.key_of if ours.startswith("res") and f".{name}." in ours
+        }
+        for block in sorted(blocks):
+            first = parts.layer(f"{block}.a.conv")[0]
+            if library == "pyslowfast":
+                branch, whole = first.rsplit(".", 1)[0], first.rsplit(".", 2)[0]
+                paths = [f"{branch}.a_relu", f"{branch}.b_relu", f"{whole}.relu"]
+            elif library == "pytorchvideo":
+                branch, whole = first.rsplit(".", 1)[0], first.rsplit(".", 2)[0]
+                paths = [f"{branch}.act_a", f"{branch}.act_b", f"{whole}.activation"]
+                fusion = getattr(parts.at(whole), "branch_fusion", None)
+                if fusion is not None and not is_sum(fusion):
+                    self.problems.append(f"{whole}.branch_fusion (expected the sum, got {fusion})")
+            else:
+                whole = first.rsplit(".", 2)[0]
+                inner = ("conv1", "conv2") if f"{block}.c.conv.weight" in parts.key_of else ("conv1",)
+                paths = [*(f"{whole}.{conv}.activate" for conv in inner), f"{whole}.relu"]
+            for path in paths:
+                parts.relu(path)
+        if name == "slow" and self.two:
+            self._lateral_activations()
+
+    def _lateral_activations(self) -> None:
+        library, parts = self.names.library, self.parts
+        for k in range(4):
+            path = parts.layer(f"lateral.{k}.conv")[0]
+            if not path:
+                continue
+            parent, own = path.rsplit(".", 1)[0], {"pyslowfast": "relu", "pytorchvideo": "activation"}
+            if library in own:
+                parts.relu(f"{parent}.{own[library]}")
+            elif f"lateral.{k}.bn.weight" in parts.key_of:
+                parts.relu(f"{parent}.activate")
+            elif isinstance(parts.at(f"{parent}.activate"), nn.Module):
+                self.problems.append(f"{parent}.activate (expected none without a batch norm)")
+
+    def _frames(self, head: Head, said: Stored) -> None:
+        """Frames of the clips, where the head's windows fix them."""
+        spans = [window[0] for window in head.windows if window is not None]
+        if not spans or len(spans) != len(head.windows):
+            return
+        alpha = said.input.get("alpha", 1)
+        every = (alpha, 1) if self.two else (1,)
+        paths = list(zip(spans, every, said.pathways.values(), strict=True))
+        fitting = (
+            n
+            for n in (said.input.get("frames", alpha), *range(alpha, 4096, alpha))
+            if n % alpha == 0 and all(_left(n // step, path) == span for span, step, path in paths)
+        )
+        frames = next(fitting, None)
+        if frames is None:
+            self.problems.append(
+                f"head (expected windows that clips fill for alpha {alpha}, got {spans} frames)"
+            )
+            return
+        said.input |= {"frames": frames, "fixed_frames": True}
+        if not self.two:
+            said.input.setdefault("tau", 64 // frames if frames in (4, 8, 16) else 2)
+
+    def _every(self) -> tuple[int, ...]:
+        """mmaction2's networks of two pathways thin out one clip."""
+        if self.library != "mmaction2" or not self.two:
+            return ()
+        backbone, alpha = self.parts.at("backbone"), self._alpha()
+        slow = int(getattr(backbone, "resample_rate", alpha))
+        return slow, max(1, slow // int(getattr(backbone, "speed_ratio", alpha)))
+
+    # -- ours --
+
+    def _build(self, found: Found, said: Stored, semantics: str) -> SlowFast:
+        """The network, once everything was found to be as it should."""
+        if self.problems:
+            raise UnrecognisedModule(self.module, self.problems)
+        single_fast = not self.two and is_fast_only(next(iter(found.pathways.values())))
+        state = collect(self.names, self.state, "fast" if single_fast else None)
+        config = self._config(found, said, semantics, state)
+        network = build_with(config, {key: value.clone() for key, value in state.items()})
+        self._compare(network, single_fast)
+        self._leftovers()
+        if self.problems:
+            raise UnrecognisedModule(self.module, self.problems)
+        self._take_over(network, single_fast)
+        return network
+
+    def _config(self, found: Found, said: Stored, semantics: str, state: dict[str, Tensor]) -> ModelConfig:
+        try:
+            result = resolve(found, self.library, said, None, {}, detects=said.detects, semantics=semantics)
+            check(type(self.module).__name__, result.config, state, self.names, found)
+        except MismatchError as error:
+            wrong = [
+                f"{key} (expected shape {[*want]}, got {[*got]})" for key, (want, got) in error.shapes.items()
+            ]
+            missing = [f"{key} (missing)" for key in error.missing]
+            raise UnrecognisedModule(self.module, [*missing, *error.unexpected, *wrong]) from error
+        except ValueError as error:
+            raise UnrecognisedModule(self.module, [str(error)]) from error
+        return result.config
+
+    def _layers(self, network: SlowFast, single_fast: bool) -> Iterator[tuple[str, nn.Module, str, Any]]:
+        """(our name, our module, its path there, its module there) of all layers with weights."""
+        for name, layer in network.named_modules():
+            if isinstance(layer, nn.Conv3d | _BatchNorm):
+                read_as = keys.rename_pathway(name, "fast", "slow") if single_fast else name
+                yield name, layer, *self.parts.layer(read_as)
+
+    def _compare(self, network: SlowFast, single_fast: bool) -> None:
+        for _, ours, path, theirs in self._layers(network, single_fast):
+            if isinstance(ours, nn.Conv3d):
+                if not isinstance(theirs, nn.Conv3d):
+                    self.problems.append(f"{path} (expected Conv3d, got {type(theirs).__name__})")
+                    continue
+                want = (ours.stride, ours.padding, ours.dilation, ours.groups, ours.padding_mode)
+                got = (theirs.stride, theirs.padding, theirs.dilation, theirs.groups, theirs.padding_mode)
+                if want != got:
+                    what = "stride, padding, dilation, groups, padding mode"
+                    self.problems.append(f"{path} (expected {what} {want}, got {got})")
+            elif not isinstance(theirs, _BatchNorm) or not theirs.track_running_stats:
+                kind = "one without" if isinstance(theirs, _BatchNorm) else type(theirs).__name__
+                self.problems.append(f"{path} (expected batch norm with running statistics, got {kind})")
+
+    def _leftovers(self) -> None:
+        """Modules that compute something and were not looked at."""
+        for path, part in self.root.named_modules():
+            if not self.parts.knows(part) and not self._idle(path, part):
+                self.problems.append(f"{path} ({type(part).__name__})")
+
+    def _idle(self, path: str, part: nn.Module) -> bool:
+        """Whether a module computes nothing itself in eval mode."""
+        kinds = nn.Identity | nn.Dropout | nn.ModuleList | nn.ModuleDict | nn.Sequential
+        kind = type(part).__name__
+        is_loss = "loss" in kind.lower() or kind.endswith("Preprocessor")
+        return isinstance(part, kinds) or is_loss or any(True for _ in part.children())
+
+    def _take_over(self, network: SlowFast, single_fast: bool) -> None:
+        """Settings, device, dtype and mode of the module."""
+        theirs = [(ours, layer) for ours, _, _, layer in self._layers(network, single_fast)]
+        set_norms(network, {ours: (m.eps, m.momentum) for ours, m in theirs if isinstance(m, _BatchNorm)})
+        first = next(self.module.parameters())
+        network.to(first.device)
+        if first.is_floating_point() and first.dtype != torch.float32:
+            network.to(first.dtype)
+        trained = dict(self.root.named_parameters(remove_duplicate=False))
+        own = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+        for name, value in own.items():
+            key = self.parts.key_of.get(keys.rename_pathway(name, "fast", "slow") if single_fast else name)
+            if key is not None and value.dtype == torch.float64:  # `collect` kept the digits of float32
+                value.data.copy_(self.state[key].reshape(value.shape))
+            if key is not None and isinstance(value, nn.Parameter):
+                value.requires_grad_(trained[key].requires_grad)
+        network.train(self.module.training)
+
+
+class TrunkReader(Reader):
+    """Reads stem to res5 of a module whose head is somebody's own."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module, _in_its_place(module))
+        self.above = self._head()
+
+    def read_trunk(self) -> Trunk:
+        """Raises UnrecognisedModule."""
+        self.problems += altered(self.module, skip=[self.above] if self.above is not None else [])
+        self.problems += self._taken_otherwise()
+        said, found = self._said()
+        width = sum(path.out_channels(3) for path in found.pathways.values())
+        self.state = {
+            **self.state,
+            "head.proj.weight": torch.zeros(1, width),
+            "head.proj.bias": torch.zeros(1),
+        }
+        placeholder = {"head.proj.weight": "head.proj.weight", "head.proj.bias": "head.proj.bias"}
+        self.names = replace(self.names, ours={**self.names.ours, **placeholder})
+        said.head = {"activation": "none", "multi_label": False, "pool": None, "dropout": 0.0, "roi": None}
+        said.detects = False
+        network = self._build(replace(found, classes=1), said, self.library)
+        single, double = {"pyslowfast": ("list", "list"), "mmaction2": ("tensor", "tuple")}.get(
+            self.library, ("tensor", "list")
+        )
+        return Trunk(network, self.library, double if self.two else single, self.above, self._every())
+
+    def _wanted(self, state: Mapping[str, Tensor]) -> list[str]:
+        """Keys before the head."""
+        numbers = [int(m[1]) for key in state if (m := re.match(r"blocks\.(\d+)\..*res_blocks\.", key))]
+        self.last = max(numbers, default=None)  # of pytorchvideo's blocks, the one that is res5
+        return [key for key in state if not self._above(key)]
+
+    def _above(self, path: str) -> bool:
+        """Whether a key or module belongs to the head."""
+        if self.last is None:
+            return path.split(".")[0] == "head"
+        block = re.match(r"blocks\.(\d+)(\.|$)", path)
+        return block is not None and int(block[1]) > self.last
+
+    def _head(self) -> nn.Module | None:
+        """The module's head, at the level of the module itself: what is further inside is a part."""
+        if self.names.library == "pyslowfast" and isinstance(self.parts.at("head"), nn.Module):
+            return self.parts.at("head")
+        if self.names.library == "pytorchvideo" and not self.parts.prefix and not self.names.layout.detects:
+            return nn.Sequential(*list(self.parts.at("blocks"))[(self.last or 0) + 1 :])
+        if self.names.library == "mmaction2" and self.root is not self.module:
+            return None
+        inner = {"mmaction2": "backbone"}.get(self.names.library, "model or head")
+        raise UnrecognisedModule(self.module, [f"{inner} (expected at the top)", *self.names.other])
+
+    def _idle(self, path: str, part: nn.Module) -> bool:
+        return self._above(path) or super()._idle(path, part)
+
+
+def _in_its_place(module: nn.Module) -> nn.Module:
+    """A bare backbone or Sequential of blocks under the name that its library gives it."""
+    names = [name for name, _ in module.named_children()]
+    if isinstance(module, nn.Sequential) and names[:1] == ["0"]:
+        return nn.ModuleDict({"blocks": module})
+    if {"slow_path", "fast_path"} <= set(names) or {"conv1", "layer1", "layer4"} <= set(names):
+        return nn.ModuleDict({"backbone": module})
+    return module
+
+
+def _foreign(module: nn.Module) -> str:
+    kinds = {type(m).__name__ for m in module.modules() if any(True for _ in m.parameters(recurse=False))}
+    return f"weights in {', '.join(sorted(kinds)) or 'no layer at all'} under names of no known library"
+
+
+def _plain_norms(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state under the names that PySlowFast's SubBatchNorm3d has when it is saved: of one batch norm."""
+    plain = dict(state)
+    for path, part in module.named_modules():
+        if Parts.splits(part):
+            for leaf in ("running_mean", "running_var", "num_batches_tracked"):
+                if f"{path}.bn.{leaf}" in plain:
+                    plain[f"{path}.{leaf}"] = plain.pop(f"{path}.bn.{leaf}")
+            plain = {key: value for key, value in plain.items() if not key.startswith(f"{path}.split_bn.")}
+    return plain
+
+
+def _left(frames: int, path: Mapping[str, Any]) -> int:
+    """Frames of res5 of a pathway that is fed with `frames`."""
+    return -(-frames // (path["stem_stride"] * path["stem_pool_stride"])) // path.get("pool_after_res2", 1)
