@@ -248,6 +248,15 @@ def test_a_batched_backward_says_what_is_missing():
         torch.autograd.grad(out, x, torch.randn(2, *out.shape), is_grads_batched=True)
 
 
+def test_a_compiled_second_derivative_says_what_is_missing():
+    x, weight = torch.randn(1, 4, 2, 5, 5, requires_grad=True), torch.randn(6, 4, 1, 1, 1)
+    compiled = torch.compile(ops.conv_bn_act3d, fullgraph=True, backend="aot_eager")
+    (first,) = torch.autograd.grad(compiled(x, weight).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not currently support double backward"):
+        torch.autograd.grad(first.square().sum(), x)
+    torch.compiler.reset()
+
+
 @pytest.mark.parametrize("transform", [torch.func.grad, torch.func.hessian, torch.func.jacfwd])
 def test_transforms_do_not_fall_back_silently(transform):
     def function(w):

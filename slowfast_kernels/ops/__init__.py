@@ -1,4 +1,9 @@
-"""The ops. One line per op: importing it registers schema, providers, fake, autograd and autocast."""
+"""The ops. One line per op: importing it registers schema, providers, fake, autograd and autocast.
+
+First derivatives and every higher one are right, on any backend; what a kernel does not compute is differentiated
+through the op's reference. So are ``torch.func`` and forward-mode derivatives, whose calls run as plain PyTorch.
+``torch.utils.flop_counter`` counts the ops. ``torch.fx`` records a call of a public function as a leaf.
+"""
 
 from ._flops import register_flop_formulas
 from .bottleneck3d import bottleneck3d

@@ -259,9 +259,7 @@ def _differentiable(op: Op, gradient: Gradient) -> Callable[..., Any]:
         kept = gradient.save(args, out)
         ctx.save_for_backward(*(v for v in kept if isinstance(v, torch.Tensor)))
         ctx.others = [None if isinstance(v, torch.Tensor) else (v,) for v in kept]
-        ctx.backend = (
-            backends.current()
-        )  # the backward may run in another thread, where no choice is in force
+        ctx.backend = backends.current()  # the backward may run in a thread where no choice is in force
         return out
 
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
