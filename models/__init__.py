@@ -80,7 +80,7 @@ def create(name: str, **overrides: Any) -> SlowFast:
                 lateral_norm (and lateral_relu with it), lateral_relu
       head      classes, head = "pyslowfast" | "pytorchvideo" | "mmaction2" (and that library's activation),
                 activation = "softmax" | "sigmoid" | "none", pool, dropout, multi_label, background,
-                roi = None | True | RoIConfig | its fields (makes a detection head),
+                roi = None | True | RoIConfig | some of its fields (makes a detection head),
                 output = "scores" | "features" | "maps" (what a call returns; `HeadConfig` says it)
       weights   zero_init_final_bn
     A pathway override holds for both pathways; {"slow": ..., "fast": ...} names them, and a pair (slow, fast)

@@ -130,7 +130,7 @@ def _lateral(config: ModelConfig, changes: Mapping[str, Any]) -> LateralConfig:
 def _head(config: ModelConfig, changes: Mapping[str, Any]) -> HeadConfig:
     picked, old = _pick(_HEAD, changes), config.head
     if "roi" in picked:
-        picked["roi"] = _roi(picked["roi"])
+        picked["roi"] = _roi(picked["roi"], old.roi)
     detects = picked.get("roi", old.roi) is not None
     if detects and old.roi is None:
         picked.setdefault("multi_label", True)
@@ -150,16 +150,18 @@ def _usual_activation(head: HeadConfig) -> str:
     return "sigmoid" if head.multi_label else "softmax"
 
 
-def _roi(value: Any) -> RoIConfig | None:
+def _roi(value: Any, old: RoIConfig | None) -> RoIConfig | None:
+    """What is given of a detection head; the rest stays as it is, or as usual where there was none."""
+    old = old or RoIConfig()
     if isinstance(value, Mapping):
         known = [field.name for field in fields(RoIConfig)]
         for name in value:
             if name not in known:
                 raise ValueError(closest("field of roi", name, known))
-        return RoIConfig(**value)
+        return replace(old, **value)
     known_type = value in (None, True) or isinstance(value, RoIConfig)
     require(known_type, "roi", "None, True, a RoIConfig or its fields", value)
-    return RoIConfig() if value is True else value
+    return old if value is True else value
 
 
 def _pathways(

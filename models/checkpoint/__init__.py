@@ -7,7 +7,7 @@ resolve.py  both, and what the caller says -> a `ModelConfig`
 load.py     load_checkpoint, save_checkpoint                         writing.py  the other way
 """
 
-from slowfast_kernels.models.checkpoint.errors import CheckpointError, MismatchError
+from slowfast_kernels.models.checkpoint.errors import CheckpointError, MismatchError, Question, UndecidedError
 from slowfast_kernels.models.checkpoint.load import CheckpointInfo, load_checkpoint, save_checkpoint
 from slowfast_kernels.models.checkpoint.writing import Written, convert, write
 
@@ -15,6 +15,8 @@ __all__ = [
     "CheckpointError",
     "CheckpointInfo",
     "MismatchError",
+    "Question",
+    "UndecidedError",
     "Written",
     "convert",
     "load_checkpoint",

@@ -1,12 +1,44 @@
 """What can be wrong with a checkpoint."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 LISTED = 20  # keys of each kind that a message spells out; the exception's attributes hold all of them
 
 
 class CheckpointError(ValueError):
     """A file that cannot be read, recognised, or turned into a model. The message begins with the file."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What neither a file nor the caller tells.
+
+    settings: any of them would tell, as arguments of `load_checkpoint` ("alpha=4", "model=NAME"); " and "
+    stands between those that belong together.
+    candidates: the published models that fit, each with what it has.
+    """
+
+    what: str
+    settings: tuple[str, ...]
+    candidates: tuple[str, ...] = ()
+
+    def ask(self, spell: Callable[[str], str]) -> str:
+        ways = " or ".join(" and ".join(map(spell, way.split(" and "))) for way in self.settings)
+        known = f", published are {', '.join(self.candidates)}" if self.candidates else ""
+        return f"the file does not tell {self.what}: pass {ways}{known}"
+
+
+class UndecidedError(CheckpointError):
+    """A file that more than one network fits. questions: what is open."""
+
+    def __init__(self, path: str, questions: Sequence[Question]) -> None:
+        self.path, self.questions = path, list(questions)
+        super().__init__(self.told())
+
+    def told(self, spell: Callable[[str], str] = str) -> str:
+        """The message. spell: how the reader passes a setting such as "alpha=4" (default: as written)."""
+        return f"{self.path}: " + "; ".join(question.ask(spell) for question in self.questions)
 
 
 class MismatchError(CheckpointError):

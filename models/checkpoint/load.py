@@ -12,13 +12,20 @@ from torch.overrides import TorchFunctionMode
 
 from slowfast_kernels.models.checkpoint import files, keys, stored
 from slowfast_kernels.models.checkpoint.detect import Found, describe, detect, structure
-from slowfast_kernels.models.checkpoint.errors import CheckpointError, MismatchError, some
-from slowfast_kernels.models.checkpoint.resolve import resolve
+from slowfast_kernels.models.checkpoint.errors import (
+    CheckpointError,
+    MismatchError,
+    Question,
+    UndecidedError,
+    some,
+)
+from slowfast_kernels.models.checkpoint.resolve import Resolved, resolve
 from slowfast_kernels.models.checkpoint.stored import Stored
 from slowfast_kernels.models.config import ModelConfig
 from slowfast_kernels.models.overrides import closest, override
 from slowfast_kernels.models.presets import ALIASES, PRESETS
 from slowfast_kernels.models.slowfast import SlowFast
+from slowfast_kernels.models.support import looks_like, unsupported
 
 log = logging.getLogger("slowfast_kernels.checkpoint")
 
@@ -58,44 +65,49 @@ def load_checkpoint(path: str | Path, model: str | None = None, **overrides: Any
         pytorchvideo, mmaction2, or `save_checkpoint`, recognised by its content whatever its name. Nothing in
         the file is executed.
     model: a preset's name, for what weights cannot tell (alpha, the temporal max-pool of I3D and C2D, strides
-        and dilation of detection models) where the file stores no configuration. The number of classes and
-        the library's own conventions stay the file's.
+        and dilation of detection models) where the file stores no configuration and the library's published
+        models with these shapes do not agree. The number of classes and the conventions of the library and
+        of the file's format stay the file's.
     overrides: as `create` takes them, for the same purpose (`alpha=8`), or to change the head or the input.
 
     Returns a trainable `SlowFast`, called as `model([slow, fast])` or `model(clip)`, detection models with
     boxes as the second argument. It has the head semantics of the library the file is from (`config.head`),
     and the preset, normalisation, rule for the Slow frames and channel order that go with the weights
-    (`config.input`). `model.checkpoint` is a `CheckpointInfo`; the same line is logged at level INFO.
+    (`config.input`). `model.checkpoint` is a `CheckpointInfo`; the same line is logged, at level WARNING if
+    something that changes the network's function was assumed, else at INFO.
 
     Raises FileNotFoundError, and CheckpointError (a ValueError, its message begins with the file): not a
-    checkpoint, damaged, refused because it asks for more than plain data, an architecture this library lacks,
-    or one the file leaves open (the candidates are listed). MismatchError lists weights that do not fit key
-    by key.
+    checkpoint, damaged, refused because it asks for more than plain data, or an architecture this library
+    lacks. UndecidedError asks for what the file leaves open and lists the candidates. MismatchError lists
+    weights that do not fit key by key.
     """
     contents = files.read(path)
     preset = _preset(model)
     names = keys.read(contents.tensors)
+    shapes = {key: tuple(value.shape) for key, value in contents.tensors.items()}
     if names is None:
         found = some(list(contents.tensors)) or "none"
-        raise CheckpointError(
-            f"{path}: unknown weights (expected a SlowFast, Slow, Fast-only, I3D or C2D network of "
-            f"PySlowFast, pytorchvideo, mmaction2 or slowfast-kernels), got the keys {found}"
-        )
+        raise CheckpointError(f"{path}: unknown weights, {unsupported(shapes)}; got the keys {found}")
     try:
-        config, state, assumed = _configure(contents, names, preset, overrides)
-    except CheckpointError:
-        raise
+        result, state = _configure(contents, names, preset, overrides)
     except (ValueError, TypeError) as error:
+        if looks_like(shapes):  # a key by key comparison with another kind of network tells nobody anything
+            raise CheckpointError(f"{path}: not supported, {unsupported(shapes)}") from error
+        if isinstance(error, UndecidedError):
+            raise UndecidedError(str(path), error.questions) from None
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(f"{path}: {error}") from error
+    config = result.config
     network = build_with(config, state)
     marker = contents.rest.get(files.FORMAT)
     if isinstance(marker, Mapping):
         set_norms(network, marker.get("batch_norm") or {})
     info = CheckpointInfo(
-        str(path), _format(contents, names, config), config.source, describe(config), assumed
+        str(path), _format(contents, names, config), config.source, describe(config), result.assumed
     )
     network.checkpoint = info
-    log.info("%s", info)
+    log.log(logging.WARNING if result.decisive else logging.INFO, "%s", info)
     return network
 
 
@@ -118,7 +130,7 @@ def _format(contents: files.Contents, names: keys.Names, config: ModelConfig) ->
 
 def _configure(
     contents: files.Contents, names: keys.Names, preset: ModelConfig | None, overrides: Mapping[str, Any]
-) -> tuple[ModelConfig, dict[str, Tensor], tuple[str, ...]]:
+) -> tuple[Resolved, dict[str, Tensor]]:
     """The file's configuration and its weights under our keys, checked against each other."""
     path, tensors = contents.path, contents.tensors
     if names.nonlocals:
@@ -131,7 +143,7 @@ def _configure(
         found = detect(shapes_of(names, tensors))
         state = collect(names, tensors, next(iter(found.pathways)) if not found.two else None)
         check(path, config, state, names, found)
-        return config, state, ()
+        return Resolved(config, ()), state
 
     said = stored.read(contents)
     if said is not None and said.refused:
@@ -146,7 +158,7 @@ def _configure(
     detects = names.layout.detects if names.library in ("pytorchvideo", "mmaction2") else None
     if detects and preset is not None and preset.head.roi is None:
         raise CheckpointError(
-            f"{path}: holds a detection head (expected one of clips, as model={preset.name} has it)"
+            f"{path}: holds a detection head (expected one of clips, as {preset.name} has it)"
         )
     if detects is False and preset is not None and preset.head.roi is not None:
         raise CheckpointError(
@@ -154,7 +166,7 @@ def _configure(
         )
     result = resolve(found, library, said, preset, overrides, detects=detects, semantics=semantics)
     check(path, result.config, state, names, found)
-    return result.config, state, result.assumed
+    return result, state
 
 
 def visible_pool(names: keys.Names) -> bool | None:
@@ -196,10 +208,8 @@ def _own(contents: files.Contents, preset: ModelConfig | None, overrides: Mappin
     elif preset is not None:
         config = preset
     else:
-        raise CheckpointError(
-            f"{contents.path}: a state dict of slowfast-kernels without a configuration: pass model= (a "
-            "preset's name), or write files with save_checkpoint"
-        )
+        what = "its configuration (a bare state dict of slowfast-kernels; save_checkpoint writes both)"
+        raise UndecidedError(contents.path, [Question(what, ("model=NAME",))])
     return override(config, overrides)
 
 

@@ -1,9 +1,9 @@
 """From what the shapes tell to a complete configuration.
 
 Gaps are closed by the file's own configuration, else by the preset and the overrides that the caller names.
-What would change the network's function and is still open then is an error that lists the candidates; what
-only describes the input (frames, crop, normalisation) is taken from the published model that fits best, and
-noted.
+What would change the network's function and is still open then is taken from the library's published models
+with these shapes if they agree, and noted; if not, it is an error that lists them. What only describes the
+input (frames, crop, normalisation) is taken from the published model that fits best, and noted.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from slowfast_kernels.models.checkpoint.detect import Found, single_kind, structure
+from slowfast_kernels.models.checkpoint.errors import Question, UndecidedError
 from slowfast_kernels.models.checkpoint.stored import Stored
 from slowfast_kernels.models.config import (
     HeadConfig,
@@ -27,10 +28,12 @@ DETECTION_CLASSES = (80, 81)  # AVA's, without and with a background class
 
 @dataclass(frozen=True)
 class Resolved:
-    """config, and what of it was assumed rather than read (for the log)."""
+    """config, and what of it was assumed rather than read (for the log). decisive: some of that changes the
+    network's function."""
 
     config: ModelConfig
     assumed: tuple[str, ...]
+    decisive: bool = False
 
 
 def resolve(
@@ -47,7 +50,7 @@ def resolve(
 
     library: whose network it is, "pyslowfast", "pytorchvideo" or "mmaction2". detects: whether it has a
     detection head, where the keys tell. semantics: whose rule the head follows.
-    Raises ValueError with the candidates for what nothing tells.
+    Raises UndecidedError with the candidates for what nothing tells, ValueError for contradictions.
     """
     return _Resolver(found, library, stored, preset, overrides, detects, semantics).run()
 
@@ -66,17 +69,18 @@ class _Resolver:
         self.found, self.library, self.stored, self.preset = found, library, stored, preset
         self.overrides, self.semantics = overrides, semantics
         self.assumed: list[str] = []
-        self.open: list[str] = []
+        self.decisive = False
+        self.open: list[Question] = []
         self.detects = self._detects(detects)
         self.published = self._published()
 
     def run(self) -> Resolved:
         config = self._assemble()
         if self.open:
-            raise ValueError("; ".join(dict.fromkeys(self.open)))
+            raise UndecidedError("", list(dict.fromkeys(self.open)))
         config = override(config, self.overrides)
         name = self.preset.name if self.preset is not None else self._known_as(config)
-        return Resolved(replace(config, name=name), tuple(self.assumed))
+        return Resolved(replace(config, name=name), tuple(self.assumed), self.decisive)
 
     # -- where values come from --
 
@@ -98,10 +102,25 @@ class _Resolver:
             ),
         )
 
-    def _candidates(self, value: Callable[[ModelConfig], Any]) -> str:
-        """Presets with the file's shapes and their values, those of the file's library first."""
+    def _agreed(
+        self, value: Callable[[ModelConfig], Any], shown: str, what: str, *settings: str
+    ) -> Any | None:
+        """What the library's published models with the file's shapes agree on, noted as assumed.
+
+        Where they differ, or there are none, it becomes a question: `what` in words, and the settings that
+        would tell. shown: the value in words, such as "alpha {}".
+        """
+        own = [p for p in self.published if p.source == self.library]
+        values = {value(p) for p in own}
+        if len(values) == 1:
+            (agreed,) = values
+            self.assumed.append(f"{shown.format(agreed)} as {own[0].name}")
+            self.decisive = True
+            return agreed
         ranked = sorted(self.published, key=lambda p: (p.source != self.library, p.name))
-        return ", ".join(f"{p.name} ({value(p)})" for p in ranked[:6])
+        candidates = tuple(f"{p.name} ({shown.format(value(p))})" for p in ranked[:6])
+        self.open.append(Question(what, (*settings, "model=NAME"), candidates))
+        return None
 
     def _detects(self, told: bool | None) -> bool:
         if self.overrides.get("roi") is not None:
@@ -115,10 +134,11 @@ class _Resolver:
         if self.preset is not None:
             return self.preset.head.roi is not None
         if self.found.classes in DETECTION_CLASSES:
-            self.open.append(
-                f"the file does not tell whether its {self.found.classes} classes are those of a detection "
-                "head (RoIAlign) or of clips: pass model= (a preset such as slowfast_8x8_r50_ava) or roi=None"
+            what = (
+                f"whether its {self.found.classes} classes are those of boxes (a detection head) or of clips"
             )
+            presets = tuple(p.name for p in PRESETS.values() if p.head.roi and p.source == self.library)
+            self.open.append(Question(what, ("roi=True", "roi=None", "model=NAME"), presets))
         return False
 
     # -- the parts --
@@ -178,12 +198,8 @@ class _Resolver:
                 f"alpha: the file's configuration says {stored}, {self.preset.name} {told}"  # type: ignore[union-attr]
             )
         if stored is None and told is None:
-            known = self._candidates(lambda p: f"alpha {p.input.alpha}")
-            self.open.append(
-                "the file does not tell alpha (frame rate of the Fast over the Slow pathway): pass alpha= or "
-                "model=" + (f", one of {known}" if known else " (published models have alpha 4 and 8)")
-            )
-            return 1
+            what = "alpha (frame rate of the Fast over the Slow pathway, in published models 4 or 8)"
+            return self._agreed(lambda p: p.input.alpha, "alpha {}", what, "alpha=N") or 1
         return stored if stored is not None else told  # type: ignore[return-value]
 
     def _pathway(self, name: str, path: PathwayConfig) -> PathwayConfig:
@@ -217,11 +233,15 @@ class _Resolver:
             if self.found.two or single_kind(path) in ("Slow", "Fast-only"):
                 values["pool_after_res2"] = 1  # no library pools there
             else:
-                known = self._candidates(lambda p: f"{p.pathway(p.pathways[0]).pool_after_res2}")
-                self.open.append(
-                    f"the file does not tell the temporal max-pool after res2 of this {single_kind(path)} "
-                    "network: pass pool_after_res2=2 (as I3D and C2D have it) or 1 (none), or model="
-                    + (f", one of {known}" if known else "")
+                values["pool_after_res2"] = (
+                    self._agreed(
+                        lambda p: p.pathway(p.pathways[0]).pool_after_res2,
+                        "max-pool of {} frames after res2",
+                        f"the temporal max-pool after res2 of this {single_kind(path)} network",
+                        "pool_after_res2=2",
+                        "pool_after_res2=1",
+                    )
+                    or 1
                 )
         inflated = not self.found.two and single_kind(path) not in ("Slow", "Fast-only")
         if (
@@ -230,21 +250,27 @@ class _Resolver:
             and "stem_stride" not in values
             and "stem_stride" not in given
         ):
-            self.open.append(
-                "the file does not tell the strides in time of the stem: pass model= (i3d_32x2_r50_mmaction2 "
-                "has 2 and 2) or stem_stride= and stem_pool_stride="
+            strides = self._agreed(
+                lambda p: tuple(
+                    getattr(p.pathway(p.pathways[0]), f"stem_{kind}stride") for kind in ("", "pool_")
+                ),
+                "strides in time of the stem {}",
+                "the strides in time of the stem",
+                "stem_stride=N and stem_pool_stride=N",
             )
+            values["stem_stride"], values["stem_pool_stride"] = strides or (1, 1)
         if not self.detects:
             if "strides" not in values:
                 values.update(strides=(1, 2, 2, 2), dilations=(1, 1, 1, 1))  # in every published classifier
             return
         if "dilations" not in values and not {"dilations", "res5_dilation"} & set(given):
-            known = self._candidates(lambda p: f"dilation {p.pathway(p.pathways[0]).dilations[3]}")
-            self.open.append(
-                "the file does not tell the dilation of res5 in this detection model: pass res5_dilation= "
-                "(PySlowFast and pytorchvideo 2, mmaction2 1) or model="
-                + (f", one of {known}" if known else "")
+            dilation = self._agreed(
+                lambda p: p.pathway(p.pathways[0]).dilations[3],
+                "dilation {} of res5",
+                "the dilation of res5 in this detection model (PySlowFast and pytorchvideo have 2, mmaction2 1)",
+                "res5_dilation=N",
             )
+            values["dilations"] = (1, 1, 1, dilation or 1)
         if "strides" not in values:
             values["strides"] = (1, 2, 2, 1)  # a detection model keeps stride 16
 
@@ -283,10 +309,8 @@ class _Resolver:
             and self.preset is None
             and "fast_input" not in self.overrides
         ):
-            self.open.append(
-                'the file does not tell what its one-channel Fast input is: pass fast_input="gray" or '
-                '"time_diff"'
-            )
+            what = "what its one-channel Fast input is"
+            self.open.append(Question(what, ("fast_input='gray'", "fast_input='time_diff'")))
         return InputSpec(
             **values,
             alpha=alpha,
@@ -340,6 +364,7 @@ class _Resolver:
         }[self.library]
         if self.overrides.get("roi") is None:
             self.assumed.append(f"RoIAlign {usual.resolution}x{usual.resolution}, aligned={usual.aligned}")
+            self.decisive = True
         return usual
 
 

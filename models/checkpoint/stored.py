@@ -34,7 +34,9 @@ class Stored:
 
 
 def read(contents: Contents) -> Stored | None:
-    """The configuration in a file, or None where there is none that can be read."""
+    """What a file's configuration or its format says, or None where neither can be read."""
+    if contents.caffe2:  # older than the aligned option of RoIAlign
+        return Stored("Caffe2 format", head={"roi": RoIConfig(aligned=False)})
     rest = contents.rest
     ours = rest.get(FORMAT)
     if isinstance(ours, Mapping) and isinstance(ours.get("config"), Mapping):

@@ -61,9 +61,12 @@ def convert(
     """
     network = load_checkpoint(source, model, **overrides)
     try:
-        return write(network, target, to=to)
+        written = write(network, target, to=to)
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from error
+    info: Any = network.checkpoint
+    assumed = (f"assumed: {what}" for what in info.assumed)
+    return replace(written, notes=(*assumed, *written.notes))
 
 
 def write(network: SlowFast, target: str | Path, *, to: str) -> Written:

@@ -13,7 +13,6 @@ import ast
 import json
 import math
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch import nn
 
 from slowfast_kernels import report
 from slowfast_kernels.cli import UserError, complain, one_line, results
+from slowfast_kernels.cli.checkpoints import reading
 from slowfast_kernels.cli.runner import Runner, Setting
 
 EPILOG = """\
@@ -249,19 +249,11 @@ def preset(args: argparse.Namespace) -> Any:
 
 def load(args: argparse.Namespace) -> nn.Module:
     """The model in a checkpoint."""
-    path = args.checkpoint
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file (expected a checkpoint)")
     from slowfast_kernels.models import checkpoint
 
     overrides = parse_overrides(args.overrides)
-    try:
-        return checkpoint.load_checkpoint(path, args.model, **overrides)
-    except (ValueError, TypeError, LookupError, RuntimeError, OSError, EOFError, pickle.PickleError) as error:
-        message = one_line(error)
-        message = message if path in message else f"{path}: {message}"
-        # A mismatch may be listed key by key: a line has room for the first of them.
-        raise UserError(message if len(message) < 600 else f"{message[:590]} ...") from error
+    with reading(args.checkpoint):
+        return checkpoint.load_checkpoint(args.checkpoint, args.model, **overrides)
 
 
 # -- the command --

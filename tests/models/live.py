@@ -5,10 +5,12 @@ their whole training stacks, so small networks stand for theirs, written after t
 """
 
 import math
+import re
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -246,6 +248,41 @@ class PySlowFastNet(nn.Module):
                 if n == 2:
                     x[p] = getattr(self, f"pathway{p}_pool")(x[p])
         return self.head(x, bboxes) if self.detects else self.head(x)
+
+
+SHORT = {"running_mean": "rm", "running_var": "riv", "bn_weight": "bn_s", "weight": "w", "bias": "b"}
+
+
+def zeros(net: Callable[..., nn.Module], *given, **settings) -> nn.Module:
+    """A network whose weights are zeros: a published one in full size without the time that random ones
+    take."""
+    with torch.device("meta"):
+        made = net(*given, **settings)
+    made.to_empty(device="cpu")
+    for value in made.state_dict().values():
+        value.zero_()
+    return made.eval()
+
+
+def caffe2_blobs(net: nn.Module, blocks=BLOCKS) -> dict[str, np.ndarray]:
+    """A PySlowFast network's weights under the names of the Caffe2 files."""
+    blobs = {"lr": np.float32(0.1), "model_iter": np.int64(3)}
+    for key, value in net.state_dict().items():
+        if key.endswith("num_batches_tracked"):
+            continue
+        name = key.replace("head.projection", "pred").replace("s1_fuse", "t_pool1_subsample")
+        name = re.sub(r"s1\.pathway(\d)_stem\.bn", lambda m: "t_" * int(m[1]) + "res_conv1_bn", name)
+        name = re.sub(r"s1\.pathway(\d)_stem\.conv", lambda m: "t_" * int(m[1]) + "conv1", name)
+        name = re.sub(
+            r"s(\d)_fuse", lambda m: f"t_res{m[1]}_{blocks[int(m[1]) - 2] - 1}_branch2c_bn_subsample", name
+        )
+        name = re.sub(r"s(\d)\.pathway(\d)_res(\d)", lambda m: "t_" * int(m[2]) + f"res{m[1]}_{m[3]}", name)
+        name = name.replace(".conv_f2s", "").replace("branch2.", "branch2").replace(".", "_")
+        for long, short in SHORT.items():
+            name = name.removesuffix(long) + short if name.endswith(long) else name
+        blobs[name] = value.numpy()
+        blobs[name + "_momentum"] = np.zeros(3, np.float32)
+    return blobs
 
 
 # -- mmaction2 --

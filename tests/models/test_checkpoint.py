@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from live import BLOCKS, I3D, SLOW, MmPath, MmRecognizer, MmSlowFast, PySlowFastNet, randomise
+from live import I3D, SLOW, MmPath, MmRecognizer, MmSlowFast, PySlowFastNet, caffe2_blobs, randomise
 from torch import nn
 
 from slowfast_kernels.models import (
@@ -29,7 +29,7 @@ from slowfast_kernels.models import (
     load_checkpoint,
     save_checkpoint,
 )
-from slowfast_kernels.models.checkpoint import MismatchError, keys
+from slowfast_kernels.models.checkpoint import MismatchError, UndecidedError, keys, write
 from slowfast_kernels.models.checkpoint.stored import assignments
 from slowfast_kernels.testing import relative_l2
 
@@ -239,30 +239,6 @@ class Python2Pickler(pickle._Pickler):
     dispatch[str] = dispatch[bytes] = save_string
 
 
-SHORT = {"running_mean": "rm", "running_var": "riv", "bn_weight": "bn_s", "weight": "w", "bias": "b"}
-
-
-def caffe2_blobs(net: nn.Module) -> dict[str, np.ndarray]:
-    """A PySlowFast network's weights under the names of the Caffe2 files."""
-    blobs = {"lr": np.float32(0.1), "model_iter": np.int64(3)}
-    for key, value in net.state_dict().items():
-        if key.endswith("num_batches_tracked"):
-            continue
-        name = key.replace("head.projection", "pred").replace("s1_fuse", "t_pool1_subsample")
-        name = re.sub(r"s1\.pathway(\d)_stem\.bn", lambda m: "t_" * int(m[1]) + "res_conv1_bn", name)
-        name = re.sub(r"s1\.pathway(\d)_stem\.conv", lambda m: "t_" * int(m[1]) + "conv1", name)
-        name = re.sub(
-            r"s(\d)_fuse", lambda m: f"t_res{m[1]}_{BLOCKS[int(m[1]) - 2] - 1}_branch2c_bn_subsample", name
-        )
-        name = re.sub(r"s(\d)\.pathway(\d)_res(\d)", lambda m: "t_" * int(m[2]) + f"res{m[1]}_{m[3]}", name)
-        name = name.replace(".conv_f2s", "").replace("branch2.", "branch2").replace(".", "_")
-        for long, short in SHORT.items():
-            name = name.removesuffix(long) + short if name.endswith(long) else name
-        blobs[name] = value.numpy()
-        blobs[name + "_momentum"] = np.zeros(3, np.float32)
-    return blobs
-
-
 class TestCaffe2:
     @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
     def test_read(self, file, protocol):
@@ -303,6 +279,21 @@ class TestCaffe2:
         with pytest.raises(MismatchError) as error:
             load_checkpoint(file, alpha=4)
         assert error.value.unexpected == ["extra_w"] and error.value.missing == ["res4_0_branch2b_bn_rm"]
+
+    def test_not_aligned(self, file):
+        """The option came after the format: its boxes are never aligned, whatever the preset has."""
+        net = randomise(PySlowFastNet(
+            ((64, 1, SLOW),), blocks=(3, 4, 6, 3), detects=True, dilation=2, aligned=False, act="sigmoid", classes=80,
+        ))  # fmt: skip
+        file.write_bytes(pickle.dumps({"blobs": caffe2_blobs(net, (3, 4, 6, 3))}))
+        model = load_checkpoint(file, roi=True)
+        assert not model.config.head.roi.aligned and model.config.name == "slow_4x16_r50_ava"
+        answers(model, net, [clips(8, 64)], BOXES)
+        assert not load_checkpoint(
+            file, "slow_4x16_r50_ava_mmaction2", res5_dilation=2
+        ).config.head.roi.aligned
+        roi = load_checkpoint(file, "slow_4x16_r50_ava", roi={"aligned": True}).config.head.roi
+        assert (roi.aligned, roi.resolution) == (True, 7)
 
     def test_nonlocal(self, file):
         blobs = {**caffe2_blobs(PySlowFastNet()), "nonlocal_conv3_1_theta_w": np.zeros((3, 3), np.float32)}
@@ -645,27 +636,53 @@ class TestOwnFiles:
             load_checkpoint(file, "slow_8x8_r50", blocks=(1, 1, 1, 1))
 
 
+def golden_state(case: str) -> dict[str, torch.Tensor]:
+    """Zeros under the names and in the shapes of a published network."""
+    entries = golden.case(case)["checkpoint"]["entries"]
+    return {key: torch.zeros(shape) for key, shape, *_ in entries}
+
+
 class TestGaps:
     """What neither shapes nor the file say."""
 
-    def test_alpha_candidates(self, file):
-        state = {key: torch.zeros(shape) for key, shape, *_ in golden.case(
-            "pyslowfast_slowfast_8x8_r50")["checkpoint"]["entries"]}  # fmt: skip
-        torch.save({"model_state": state}, file)
-        with pytest.raises(CheckpointError) as error:
-            load_checkpoint(file)
-        assert "slowfast_8x8_r50 (alpha 4)" in str(error.value) and "alpha=" in str(error.value)
+    def test_what_all_candidates_have_is_taken(self, file, caplog):
+        """A file of weights alone, under the names of the published 8x8 network: they all have alpha 4."""
+        torch.save({"model_state": golden_state("pyslowfast_slowfast_8x8_r50")}, file)
+        model = load_checkpoint(file)
+        spec = model.config.input
+        assert (model.config.name, spec.alpha, spec.frames, spec.tau) == ("slowfast_8x8_r50", 4, 32, 2)
+        assert model.checkpoint.assumed[0] == "alpha 4 as slowfast_8x8_r50"
+        assert [record.levelname for record in caplog.records] == ["WARNING"] and "alpha 4" in caplog.text
         model = load_checkpoint(file, "slowfast_8x8_r50_pytorchvideo")
         assert model.config.input.alpha == 4 and model.config.head.semantics == "pyslowfast"
-        assert load_checkpoint(file, alpha=4).config.name == "slowfast_8x8_r50"
+        assert not model.checkpoint.assumed
+        assert load_checkpoint(file, alpha=8).config.input.alpha == 8
+
+    def test_without_candidates_it_is_asked(self, file):
+        torch.save({"model_state": PySlowFastNet().state_dict()}, file)
+        with pytest.raises(UndecidedError, match=r"tell alpha .*: pass alpha=N or model=NAME") as error:
+            load_checkpoint(file)
+        assert "published are" not in str(error.value)
+        assert [question.settings for question in error.value.questions] == [("alpha=N", "model=NAME")]
 
     def test_pool_candidates(self, file):
-        net = PySlowFastNet(((64, 1, ((1,),) * 4),), blocks=(3, 4, 6, 3), classes=400)
+        net = live.zeros(PySlowFastNet, ((64, 1, ((1,),) * 4),), blocks=(3, 4, 6, 3), classes=400)
         torch.save({"model_state": net.state_dict()}, file)
-        with pytest.raises(CheckpointError, match=r"max-pool .*c2d_8x8_r50 \(2\), c2d_nopool_8x8_r50 \(1\)"):
+        published = (
+            r"c2d_8x8_r50 \(max-pool of 2 frames after res2\), c2d_nopool_8x8_r50 \(max-pool of 1 frames"
+        )
+        with pytest.raises(UndecidedError, match=f"max-pool .*pool_after_res2=2 or .*{published}"):
             load_checkpoint(file)
         assert load_checkpoint(file, "c2d_8x8_r50").config.slow.pool_after_res2 == 2
         assert load_checkpoint(file, pool_after_res2=1).config.name == "c2d_nopool_8x8_r50"
+
+    def test_only_the_files_own_library_counts(self, file):
+        """mmaction2's I3D strides in its stem, PySlowFast's of the same shapes does not."""
+        write(create("i3d_32x2_r50_mmaction2"), file, to="mmaction2")
+        torch.save({"state_dict": torch.load(file, weights_only=True)["state_dict"]}, file)
+        model = load_checkpoint(file)
+        assert (model.config.slow.stem_stride, model.config.slow.stem_pool_stride) == (2, 2)
+        assert model.config.name == "i3d_32x2_r50_mmaction2"
 
     def test_what_is_assumed_is_said(self, file):
         torch.save({"model_state": PySlowFastNet(((64, 1, SLOW),), blocks=(3, 4, 6, 3)).state_dict()}, file)
@@ -748,7 +765,7 @@ class TestMismatch:
             k: v.squeeze(2) if v.ndim == 5 else v for k, v in MmRecognizer(MmPath()).state_dict().items()
         }
         torch.save({"state_dict": state}, file)
-        with pytest.raises(CheckpointError, match="expected a 3-D"):
+        with pytest.raises(CheckpointError, match="looks like a 2-D network .*supported are SlowFast"):
             load_checkpoint(file)
 
 
@@ -782,7 +799,7 @@ class TestNotACheckpoint:
 
     def test_other_weights(self, file):
         torch.save({"model_state": nn.Linear(3, 4).state_dict()}, file)
-        self.refused(file, "unknown weights .*got the keys weight, bias")
+        self.refused(file, "unknown weights, supported are SlowFast.*got the keys weight, bias")
 
     def test_pickle_without_weights(self, file):
         file.write_bytes(pickle.dumps({"a": 3}))

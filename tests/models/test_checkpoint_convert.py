@@ -1,7 +1,11 @@
 """convert: the other libraries' files, bit for bit, read by the other libraries' own code where it is
 here."""
 
+import argparse
+import pickle
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import live
 import pytest
@@ -10,7 +14,8 @@ import yaml
 from live import MmRecognizer, MmSlowFast, PySlowFastNet, randomise
 from torch import nn
 
-from slowfast_kernels.cli import main
+from slowfast_kernels.cli import main, run
+from slowfast_kernels.cli.convert import EPILOG
 from slowfast_kernels.models import (
     CheckpointError,
     RoIConfig,
@@ -238,6 +243,41 @@ class TestCommand:
         ]
         assert main(given) == 0
         assert load_checkpoint(tmp_path / "out").config.input.alpha == 4
+
+    def test_every_example_of_the_help_works(self, tmp_path, capsys, monkeypatch):
+        """On files of weights alone, the Caffe2 ones as the zoo has them."""
+        monkeypatch.chdir(tmp_path)
+        slowfast = live.zeros(
+            PySlowFastNet, ((64, 1, live.SLOW), (8, 5, live.FAST)), blocks=(3, 4, 6, 3), classes=400
+        )
+        c2d = live.zeros(PySlowFastNet, ((64, 1, ((1,),) * 4),), blocks=(3, 4, 6, 3), classes=400)
+        for name, net in (("SLOWFAST_8x8_R50.pkl", slowfast), ("C2D_8x8_R50.pkl", c2d)):
+            Path(name).write_bytes(pickle.dumps({"blobs": live.caffe2_blobs(net, (3, 4, 6, 3))}))
+        torch.save({"model_state": slowfast.state_dict()}, "SLOWFAST_8x8_R50.pyth")
+        examples = [line.split() for line in EPILOG.splitlines() if line.startswith("  slowfast-kernels")]
+        assert len(examples) == 3
+        for _, *words in examples:
+            assert main(words) == 0, capsys.readouterr().err
+        said = capsys.readouterr().out
+        assert "note: assumed: alpha 4 as slowfast_8x8_r50" in " ".join(said.split())
+
+        first = re.search(r"  slowfast-kernels (run .*--checkpoint .*)", run.EPILOG)[1].split()
+        parser = argparse.ArgumentParser()
+        run.add_arguments(parser)
+        model = run.load(parser.parse_args(first[1:]))
+        assert model.config.name == "slowfast_8x8_r50" and model.config.input.alpha == 4
+
+    def test_hints_are_options_here(self, tmp_path, capsys):
+        net = live.zeros(PySlowFastNet, ((64, 1, ((1,),) * 4),), blocks=(3, 4, 6, 3), classes=400)
+        torch.save({"model_state": net.state_dict()}, tmp_path / "in")
+        given = [str(tmp_path / "in"), str(tmp_path / "out"), "--to", "slowfast"]
+        assert main(["convert", *given]) == 2
+        said = capsys.readouterr().err.strip()
+        assert "pass --set pool_after_res2=2 or --set pool_after_res2=1 or --model NAME" in said
+        assert "c2d_nopool_8x8_r50" in said and " model=" not in said and "\n" not in said
+        assert main(["convert", *given, "--set", "pool_after_res2=1"]) == 0
+        assert main(["run", "clip.mp4", "--checkpoint", given[0]]) == 2
+        assert "pass --set pool_after_res2=2" in capsys.readouterr().err
 
     def test_errors(self, tmp_path, capsys):
         source = tmp_path / "in"
