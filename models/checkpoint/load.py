@@ -103,6 +103,8 @@ def load_checkpoint(path: str | Path, model: str | None = None, **overrides: Any
     marker = contents.rest.get(files.FORMAT)
     if isinstance(marker, Mapping):
         set_norms(network, marker.get("batch_norm") or {})
+    for path, norm in result.norms.items():
+        set_norms(network, {name: norm for name in norms(network) if _pathway_of(name) == path})
     info = CheckpointInfo(
         str(path), _format(contents, names, config), config.source, describe(config), result.assumed
     )
@@ -326,11 +328,20 @@ def build_with(config: ModelConfig, state: Mapping[str, Tensor]) -> SlowFast:
     return network.eval()
 
 
+def norms(network: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]:
+    """The batch norms by name."""
+    return {name: m for name, m in network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+
+
+def _pathway_of(layer: str) -> str:
+    """The pathway a layer belongs to; the lateral connections are part of the Slow one, as in mmaction2."""
+    return "fast" if "fast" in layer.split(".") else "slow"
+
+
 def unusual_norms(network: nn.Module) -> dict[str, tuple[float, float | None]]:
     """(eps, momentum) of the batch norms where they are not 1e-5 and 0.1, as in the networks of all
     libraries."""
-    norms = {name: m for name, m in network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
-    values = {name: (m.eps, m.momentum) for name, m in norms.items()}
+    values = {name: (m.eps, m.momentum) for name, m in norms(network).items()}
     return {name: value for name, value in values.items() if value != (1e-5, 0.1)}
 
 

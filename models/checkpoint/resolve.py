@@ -7,7 +7,7 @@ input (frames, crop, normalisation) is taken from the published model that fits 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from slowfast_kernels.models.checkpoint.detect import Found, single_kind, structure
@@ -29,11 +29,12 @@ DETECTION_CLASSES = (80, 81)  # AVA's, without and with a background class
 @dataclass(frozen=True)
 class Resolved:
     """config, and what of it was assumed rather than read (for the log). decisive: some of that changes the
-    network's function."""
+    network's function. norms: (eps, momentum) of a pathway's batch norms where they are not the usual ones."""
 
     config: ModelConfig
     assumed: tuple[str, ...]
     decisive: bool = False
+    norms: Mapping[str, tuple[float, float | None]] = field(default_factory=dict)
 
 
 def resolve(
@@ -80,7 +81,10 @@ class _Resolver:
             raise UndecidedError("", list(dict.fromkeys(self.open)))
         config = override(config, self.overrides)
         name = self.preset.name if self.preset is not None else self._known_as(config)
-        return Resolved(replace(config, name=name), tuple(self.assumed), self.decisive)
+        norms = dict(self.stored.norms) if self.stored else {}
+        if not self.found.two:  # whatever the pathway is called
+            norms = {path: norm for path in config.pathways for norm in norms.values()}
+        return Resolved(replace(config, name=name), tuple(self.assumed), self.decisive, norms)
 
     # -- where values come from --
 

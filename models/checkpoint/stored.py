@@ -19,7 +19,7 @@ class Stored:
     origin: what it is, for messages. input, head: fields of `InputSpec` and `HeadConfig`. pathways: per
     pathway, fields of `PathwayConfig`. detects: whether there is a detection head. refused: what the
     configuration asks for and this library does not do. wrapper: a PySlowFast wrapper around a pytorchvideo
-    network.
+    network. norms: per pathway, (eps, momentum) of its batch norms where they are not the usual 1e-5 and 0.1.
     """
 
     origin: str
@@ -30,7 +30,7 @@ class Stored:
     detects: bool | None = None
     refused: list[str] = field(default_factory=list)
     wrapper: bool = False
-    bn: dict[str, tuple[float, float | None]] = field(default_factory=dict)
+    norms: dict[str, tuple[float, float | None]] = field(default_factory=dict)
 
 
 def read(contents: Contents) -> Stored | None:
@@ -266,14 +266,14 @@ def from_mmaction2(settings: Mapping[str, Any]) -> Stored:
         stored.input["alpha"] = alpha
         for name in ("slow", "fast"):
             part = {"conv1_stride_t": 1, "pool1_stride_t": 1, **(backbone.get(f"{name}_pathway") or {})}
-            stored.pathways[name] = {**_mmaction2_path(part, stored), "pool_after_res2": 1}
+            stored.pathways[name] = {**_mmaction2_path(name, part, stored), "pool_after_res2": 1}
             if name == "slow" and 0 in tuple(part.get("lateral_activate", ())):
                 stored.refused.append("lateral_activate with stages left out")
             if part.get("lateral_inv"):
                 stored.refused.append("lateral_inv (connections by deconvolution)")
     else:
         part = {**_BACKBONES[kind], **backbone}
-        stored.pathways["slow"] = _mmaction2_path(part, stored)
+        stored.pathways["slow"] = _mmaction2_path("slow", part, stored)
         stored.pathways["slow"]["pool_after_res2"] = 2 if part["with_pool2"] else 1
         if part.get("with_pool1") is False:
             stored.refused.append("with_pool1=False (no max-pool in the stem)")
@@ -282,17 +282,29 @@ def from_mmaction2(settings: Mapping[str, Any]) -> Stored:
     return stored
 
 
-def _mmaction2_path(part: Mapping[str, Any], stored: Stored) -> dict[str, Any]:
+_BATCH_NORMS = ("BN", "BN3d", "SyncBN", "MMSyncBN")  # the same in evaluation
+
+
+def _mmaction2_path(pathway: str, part: Mapping[str, Any], stored: Stored) -> dict[str, Any]:
     for name, usual in (
         ("temporal_strides", (1, 1, 1, 1)),
         ("conv1_stride_s", 2),
         ("pool1_stride_s", 2),
         ("style", "pytorch"),
         ("inflate_style", "3x1x1"),
+        ("out_indices", (3,)),
     ):
         value = part.get(name, usual)
         if (tuple(value) if isinstance(value, list | tuple) else value) != usual:
             stored.refused.append(f"{name}={value}")
+    for name, kinds in (("conv_cfg", ("Conv3d",)), ("norm_cfg", _BATCH_NORMS), ("act_cfg", ("ReLU",))):
+        layer = part.get(name, {"type": kinds[0]})
+        if not isinstance(layer, Mapping) or layer.get("type") not in kinds:
+            stored.refused.append(f"{name}={layer} (expected {' or '.join(kinds)})")
+        elif name == "norm_cfg":
+            norm = float(layer.get("eps", 1e-5)), layer.get("momentum", 0.1)
+            if norm != (1e-5, 0.1):
+                stored.norms[pathway] = norm
     return {
         "strides": tuple(part.get("spatial_strides", (1, 2, 2, 2))),
         "dilations": tuple(part.get("dilations", (1, 1, 1, 1))),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from slowfast_kernels.models.checkpoint import files, keys
 from slowfast_kernels.models.checkpoint.detect import describe, single_kind
-from slowfast_kernels.models.checkpoint.errors import CheckpointError
+from slowfast_kernels.models.checkpoint.errors import CheckpointError, some
 from slowfast_kernels.models.checkpoint.load import (
     LIBRARIES,
     VERSION,
@@ -25,7 +25,7 @@ from slowfast_kernels.models.checkpoint.load import (
     save_checkpoint,
     unusual_norms,
 )
-from slowfast_kernels.models.config import ModelConfig, PathwayConfig
+from slowfast_kernels.models.config import HeadConfig, ModelConfig, PathwayConfig, RoIConfig
 from slowfast_kernels.models.slowfast import SlowFast
 
 log = logging.getLogger("slowfast_kernels.checkpoint")
@@ -76,7 +76,8 @@ def write(network: SlowFast, target: str | Path, *, to: str) -> Written:
     target = Path(target)
     if to == "slowfast":
         _replace(target, lambda path: save_checkpoint(network, path))
-        return Written(str(target), to, len(network.state_dict()), network.config)
+        state = network.state_dict()
+        return Written(str(target), to, len(state), network.config, tuple(_not_finite(state)))
 
     config, notes = _adapt(network, to)
     state = {key: value.detach().cpu() for key, value in network.state_dict().items()}
@@ -95,7 +96,7 @@ def write(network: SlowFast, target: str | Path, *, to: str) -> Written:
         _compare(back, state, config)
 
     _replace(target, save_and_compare)
-    return Written(str(target), to, len(renamed), config, tuple(notes))
+    return Written(str(target), to, len(renamed), config, (*notes, *_not_finite(renamed)))
 
 
 def _replace(target: Path, save: Callable[[Path], None]) -> None:
@@ -120,7 +121,7 @@ def _compare(back: SlowFast, state: Mapping[str, Tensor], config: ModelConfig) -
     """Raise unless a file reads back as the same weights and the same network."""
     got = back.state_dict()
     wrong = [key for key in state.keys() | got.keys() if key not in got or key not in state]
-    wrong += [key for key in state if key in got and not torch.equal(state[key], got[key])]
+    wrong += [key for key in state if key in got and not torch.equal(_bits(state[key]), _bits(got[key]))]
     different = [
         name
         for name in ("slow", "fast", "lateral", "head")
@@ -133,6 +134,17 @@ def _compare(back: SlowFast, state: Mapping[str, Tensor], config: ModelConfig) -
         raise CheckpointError(
             f"the file written reads back differently (keys {wrong[:3]}, settings {different}); removed"
         )
+
+
+def _bits(x: Tensor) -> Tensor:
+    """Bytes of a tensor; as numbers a NaN is not equal to itself."""
+    return x.contiguous().reshape(-1).view(torch.uint8)
+
+
+def _not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """A note on weights that are no numbers."""
+    keys = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    return [f"weights are NaN or infinite, and are written as they are: {some(keys)}"] if keys else []
 
 
 def _same_function(a: ModelConfig, b: ModelConfig, part: str) -> bool:
@@ -202,10 +214,10 @@ def _adapt(network: SlowFast, to: str) -> tuple[ModelConfig, list[str]]:
     if not detects and head.semantics != to:
         rules = f"{LIBRARIES[to]}'s rule, not {LIBRARIES[head.semantics]}'s"
         notes.append(f"on crops larger than {spec.crop} pixels the head follows {rules}")
-    if detects and head.background != (to == "mmaction2"):
-        notes.append("the background class is " + ("inserted as class 0" if to == "mmaction2" else "dropped"))
-    classes = head.classes + (to == "mmaction2" and detects and not head.background)
-    classes -= to != "mmaction2" and detects and head.background
+    background = detects and to == "mmaction2" and _with_background(head)
+    if background != head.background:
+        notes.append("the background class is " + ("inserted as class 0" if background else "dropped"))
+    classes = head.classes + background - head.background
     if detects and to != "mmaction2" and head.roi is not None and head.roi.temporal != "mean":
         raise _refuse(to, "the mean over the frames before RoIAlign", f"their {head.roi.temporal}imum")
     head = replace(
@@ -214,7 +226,7 @@ def _adapt(network: SlowFast, to: str) -> tuple[ModelConfig, list[str]]:
         semantics=to,
         activation=activation,
         pool=pool,
-        background=to == "mmaction2" and detects,
+        background=background,
     )
     index = "stride" if to == "mmaction2" else "linspace"
     if len(config.pathways) == 2 and spec.slow_index != index:
@@ -227,6 +239,12 @@ def _adapt(network: SlowFast, to: str) -> tuple[ModelConfig, list[str]]:
         if (spec.mean, spec.std) != ((0.45,) * 3, (0.225,) * 3) or spec.reverse_channels:
             notes.append(f"normalise the input with {colours}")
     return replace(config, head=head, input=replace(spec, slow_index=index), source=to), notes
+
+
+def _with_background(head: HeadConfig) -> bool:
+    """Whether mmaction2's file has a class 0 for the background: where its own has, and where AVA's scores, each
+    by its own sigmoid, become its; one more class would change a softmax."""
+    return head.background if head.semantics == "mmaction2" else head.multi_label
 
 
 def _check_pathways(config: ModelConfig, to: str) -> None:
@@ -360,7 +378,7 @@ def _pyslowfast(config: ModelConfig, renamed: Mapping[str, Tensor]) -> dict[str,
             "NUM_CLASSES": head.classes,
             "HEAD_ACT": head.activation,
             "DROPOUT_RATE": head.dropout,
-            "LOSS_FUNC": "bce" if head.multi_label else "cross_entropy",
+            "LOSS_FUNC": _pyslowfast_loss(head),
         },
         "DATA": {
             "NUM_FRAMES": spec.frames,
@@ -419,6 +437,13 @@ def _pyslowfast(config: ModelConfig, renamed: Mapping[str, Tensor]) -> dict[str,
     return {"model_state": dict(renamed), "cfg": yaml.safe_dump(cfg, default_flow_style=None)}
 
 
+def _pyslowfast_loss(head: HeadConfig) -> str:
+    """A head of clips gives logits in training, one of boxes has its sigmoid there as well."""
+    if not head.multi_label:
+        return "cross_entropy"
+    return "bce" if head.roi is not None else "bce_logit"
+
+
 # -- pytorchvideo --
 
 
@@ -461,7 +486,7 @@ def _mmaction2(config: ModelConfig, renamed: Mapping[str, Tensor]) -> dict[str, 
             "with_pool2": path.pool_after_res2 == 2,
         }
     model: dict[str, Any] = {
-        "type": "FastRCNN" if head.roi else "Recognizer3D",
+        "type": "Recognizer3D",
         "backbone": backbone,
         "data_preprocessor": {
             "type": "ActionDataPreprocessor",
@@ -483,8 +508,59 @@ def _mmaction2(config: ModelConfig, renamed: Mapping[str, Tensor]) -> dict[str, 
             "multi_class": head.multi_label,
         }
     else:
-        roi = head.roi
-        model["roi_head"] = {
+        model = _mmaction2_detector(model, head, head.roi, features)
+    kind = "SampleAVAFrames" if head.roi else "SampleFrames"
+    sample: dict[str, Any] = {"type": kind, "clip_len": spec.frames, "frame_interval": spec.tau}
+    test: list[dict[str, Any]] = [
+        {**sample, "test_mode": True},
+        {"type": "Resize", "scale": (-1, spec.test_crop)},
+    ]
+    if head.roi is None:
+        crop = {1: "CenterCrop", 3: "ThreeCrop"}.get(spec.views[1], "ThreeCrop")
+        test[0]["num_clips"] = spec.views[0]
+        test.append({"type": crop, "crop_size": spec.test_crop})
+    settings = {
+        "model": model,
+        "train_pipeline": [sample, {"type": "Resize", "scale": (spec.crop, spec.crop), "keep_ratio": False}],
+        "test_pipeline": test,
+    }
+    text = "".join(f"{name} = {_python(value)}\n" for name, value in settings.items())
+    return {"meta": {"cfg": text, "config": text}, "state_dict": dict(renamed)}
+
+
+def _mmaction2_detector(
+    model: dict[str, Any], head: HeadConfig, roi: RoIConfig, features: int
+) -> dict[str, Any]:
+    """A detector is a network of mmdet, which finds mmaction2's parts by their prefix."""
+    own = {
+        name: {**model[name], "type": f"mmaction.{model[name]['type']}"} for name in model if name != "type"
+    }
+    bbox_head = {
+        "type": "BBoxHeadAVA",
+        "background_class": head.background,
+        "in_channels": features,
+        "num_classes": head.classes,
+        "multilabel": head.multi_label,
+        "dropout_ratio": head.dropout,
+    }
+    if head.classes <= 5:  # it insists on counting fewer best classes than there are
+        bbox_head["topk"] = tuple(k for k in (1, 3) if k < head.classes)
+    boxes = {  # mmaction2's choice of boxes to train on
+        "assigner": {"type": "MaxIoUAssignerAVA", "pos_iou_thr": 0.9, "neg_iou_thr": 0.9, "min_pos_iou": 0.9},
+        "sampler": {
+            "type": "RandomSampler",
+            "num": 32,
+            "pos_fraction": 1,
+            "neg_pos_ub": -1,
+            "add_gt_as_proposals": True,
+        },
+        "pos_weight": 1.0,
+    }
+    return {
+        "type": "FastRCNN",
+        "_scope_": "mmdet",
+        **own,
+        "roi_head": {
             "type": "AVARoIHead",
             "bbox_roi_extractor": {
                 "type": "SingleRoIExtractor3D",
@@ -496,27 +572,11 @@ def _mmaction2(config: ModelConfig, renamed: Mapping[str, Tensor]) -> dict[str, 
                 "with_temporal_pool": True,
                 "temporal_pool_mode": "avg" if roi.temporal == "mean" else "max",
             },
-            "bbox_head": {
-                "type": "BBoxHeadAVA",
-                "background_class": True,
-                "in_channels": features,
-                "num_classes": head.classes,
-                "multilabel": head.multi_label,
-                "dropout_ratio": head.dropout,
-            },
-        }
-    sample = {"type": "SampleFrames", "clip_len": spec.frames, "frame_interval": spec.tau}
-    crop = {1: "CenterCrop", 3: "ThreeCrop"}.get(spec.views[1], "ThreeCrop")
-    settings = {
-        "model": model,
-        "train_pipeline": [sample, {"type": "Resize", "scale": (spec.crop, spec.crop), "keep_ratio": False}],
-        "test_pipeline": [
-            {**sample, "num_clips": spec.views[0], "test_mode": True},
-            {"type": crop, "crop_size": spec.test_crop},
-        ],
+            "bbox_head": bbox_head,
+        },
+        "train_cfg": {"rcnn": boxes},
+        "test_cfg": {"rcnn": None},
     }
-    text = "".join(f"{name} = {_python(value)}\n" for name, value in settings.items())
-    return {"meta": {"cfg": text, "config": text}, "state_dict": dict(renamed)}
 
 
 def _mmaction2_path_config(path: PathwayConfig) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from slowfast_kernels.models import (
 )
 from slowfast_kernels.models.checkpoint import MismatchError, UndecidedError, keys, write
 from slowfast_kernels.models.checkpoint.stored import assignments
+from slowfast_kernels.models.support import looks_like
 from slowfast_kernels.testing import relative_l2
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -554,6 +555,10 @@ model = dict(
             (("depth=50", "depth=50, style='caffe'"), "style=caffe"),
             (("type='ResNet3dSlowFast'", "type='TimeSformer'"), "backbone TimeSformer"),
             (("type='SlowFastHead'", "type='SlowFastHead', spatial_type='max'"), "spatial_type=max"),
+            (("depth=50", "depth=50, act_cfg=dict(type='SiLU')"), "act_cfg=.*SiLU.*expected ReLU"),
+            (("depth=50", "depth=50, act_cfg=None"), "act_cfg=None"),
+            (("depth=50", "depth=50, norm_cfg=dict(type='GN')"), "norm_cfg=.*GN"),
+            (("depth=50", "depth=50, conv_cfg=dict(type='DCN')"), "conv_cfg=.*DCN"),
         ],
     )
     def test_refused_settings(self, file, change, named):
@@ -561,6 +566,27 @@ model = dict(
         torch.save({"meta": meta, "state_dict": MmRecognizer(MmSlowFast(4)).state_dict()}, file)
         with pytest.raises(CheckpointError, match=f"not supported.*{named}"):
             load_checkpoint(file)
+
+    def test_batch_norms_of_another_epsilon(self, file):
+        """norm_cfg belongs to a pathway; the lateral connections are part of the Slow one."""
+        net = randomise(MmRecognizer(MmSlowFast(4, lateral_norm=True)))
+        for name, layer in net.named_modules():
+            if isinstance(layer, nn.BatchNorm3d) and ".slow_path." in name:
+                layer.eps, layer.momentum = 0.1, 0.01
+        config = MM_CONFIG.format(alpha=4, resample=4).replace(
+            "lateral=True", "lateral=True, norm_cfg=dict(type='SyncBN', eps=0.1, momentum=0.01)"
+        )
+        torch.save({"meta": {"cfg": config}, "state_dict": net.state_dict()}, file)
+        model = load_checkpoint(file)
+        clip = clips(8, 64)
+        with torch.no_grad():
+            assert relative_l2(model([clip[:, :, ::4], clip]), net(clip)) < 2e-5
+        for bn, norm in (
+            (model.lateral[2].bn, (0.1, 0.01)),
+            (model.res4["slow"][0].b.bn, (0.1, 0.01)),
+            (model.res4["fast"][0].b.bn, (1e-5, 0.1)),
+        ):
+            assert (bn.eps, bn.momentum) == norm
 
     def test_training_file_with_a_log_of_mmengine(self, file):
         """Objects of a class that is not installed here: read over, without running anything of theirs."""
@@ -767,6 +793,57 @@ class TestMismatch:
         torch.save({"state_dict": state}, file)
         with pytest.raises(CheckpointError, match="looks like a 2-D network .*supported are SlowFast"):
             load_checkpoint(file)
+
+
+class TestOtherNetworks:
+    """What a file holds that this library does not run, and what it does."""
+
+    @pytest.mark.parametrize(
+        "shapes, kind",
+        [
+            ({"s1.pathway0_stem.conv_xy.weight": (24, 3, 1, 3, 3), "head.conv_5.weight": (1,)}, "X3D"),
+            ({"backbone.conv1_s.conv.weight": (24, 3, 1, 3, 3)}, "X3D"),
+            ({"patch_embed.proj.weight": (96,), "blocks.0.attn.pool_q.weight": (96,)}, "MViT"),
+            (
+                {"backbone.blocks.0.attn.qkv.weight": (9,), "backbone.patch_embed.x": (1,)},
+                "vision transformer",
+            ),
+            ({"layer1.0.conv1.0.3.weight": (64, 144, 3, 1, 1)}, r"R\(2\+1\)D"),
+            ({"stem.0.weight": (64, 3, 3, 7, 7), "layer4.0.conv1.0.weight": (9, 9, 3, 3, 3)}, "r3d"),
+            ({"conv1.weight": (64, 3, 7, 7), "layer4.0.conv1.weight": (9, 9, 3, 3)}, "2-D network"),
+        ],
+    )
+    def test_by_names(self, file, shapes, kind):
+        torch.save({"model_state": {key: torch.zeros(shape) for key, shape in shapes.items()}}, file)
+        with pytest.raises(CheckpointError, match=f"looks like .*{kind}.*supported are SlowFast"):
+            load_checkpoint(file)
+
+    @pytest.mark.parametrize("kind", ["X3D", "CSN", "R(2+1)D", "MViT"])
+    def test_of_pytorchvideo(self, kind):
+        pytest.importorskip("pytorchvideo", reason="pytorchvideo is not installed (requirements-nodeps.txt)")
+        live.pytorchvideo()
+        from pytorchvideo.models import csn, r2plus1d, vision_transformers, x3d
+
+        build = {
+            "X3D": lambda: x3d.create_x3d(input_clip_length=4, input_crop_size=64),
+            "CSN": lambda: csn.create_csn(stem_dim_out=16),
+            "R(2+1)D": lambda: r2plus1d.create_r2plus1d(stem_dim_out=16),
+            "MViT": lambda: vision_transformers.create_multiscale_vision_transformers(
+                spatial_size=32, temporal_size=4, depth=2
+            ),
+        }[kind]
+        assert kind in looks_like({key: value.shape for key, value in build().state_dict().items()})
+
+    def test_what_is_supported_looks_like_nothing_else(self):
+        for case in golden.CASES:
+            entries = golden.case(case)["checkpoint"]["entries"]
+            assert looks_like({key: shape for key, shape, *_ in entries}) is None
+        for net in (
+            MmRecognizer(MmPath(basic=True)),
+            MmRecognizer(MmSlowFast()),
+            PySlowFastNet(detects=True),
+        ):
+            assert looks_like({key: value.shape for key, value in net.state_dict().items()}) is None
 
 
 class TestNotACheckpoint:

@@ -169,6 +169,72 @@ class TestAnswers:
         convert(tmp_path / "mm", tmp_path / "back", to="pyslowfast")
         assert load_checkpoint(tmp_path / "back").config.head.classes == 80
 
+    def test_without_a_background_class_no_row_is_added(self, tmp_path):
+        """MultiSports: 66 classes, of which one holds, and no class 0 for the background."""
+        model = small("slow_4x16_r50_ava_mmaction2", classes=66, background=False, multi_label=False)
+        for source, target in (("a", "b"), ("b", "c")):
+            if source == "a":
+                write(model, tmp_path / "b", to="mmaction2")
+            else:
+                convert(tmp_path / source, tmp_path / target, to="mmaction2")
+            state = torch.load(tmp_path / target, weights_only=True)["state_dict"]
+            assert torch.equal(state["roi_head.bbox_head.fc_cls.weight"], model.head.proj.weight)
+        back = load_checkpoint(tmp_path / "c")
+        assert (back.config.head.classes, back.config.head.background) == (66, False)
+
+    def test_a_softmax_over_boxes_gets_no_background(self, tmp_path):
+        model = small("slow_4x16_r50_ava", classes=7, activation="softmax", multi_label=False)
+        written = write(model, tmp_path / "mm", to="mmaction2")
+        assert written.config.head.classes == 7 and not any("background" in note for note in written.notes)
+
+    def test_a_detector_of_mmaction2_is_a_network_of_mmdet(self, tmp_path):
+        """Its registry looks in mmdet for what has no prefix; both configurations are required arguments."""
+        write(small("slowfast_8x8_r50_ava"), tmp_path / "mm", to="mmaction2")
+        content = torch.load(tmp_path / "mm", weights_only=True)
+        model = stored.assignments(content["meta"]["cfg"])["model"]
+        assert (model["type"], model["_scope_"]) == ("FastRCNN", "mmdet")
+        assert model["backbone"]["type"] == "mmaction.ResNet3dSlowFast"
+        assert model["data_preprocessor"]["type"] == "mmaction.ActionDataPreprocessor"
+        assert model["test_cfg"] == {"rcnn": None}
+        assert model["train_cfg"]["rcnn"]["assigner"]["type"] == "MaxIoUAssignerAVA"
+        write(small("slow_4x16_r50"), tmp_path / "mm", to="mmaction2")
+        content = torch.load(tmp_path / "mm", weights_only=True)
+        model = stored.assignments(content["meta"]["cfg"])["model"]
+        assert model["backbone"]["type"] == "ResNet3d" and "_scope_" not in model
+
+    def test_few_classes_of_boxes(self, tmp_path):
+        """mmaction2 wants each k of its top-k accuracies below the number of classes; 3 and 5 are its defaults."""
+        model = small("slow_4x16_r50_ava_mmaction2", classes=3, background=False, multi_label=False)
+        write(model, tmp_path / "mm", to="mmaction2")
+        text = torch.load(tmp_path / "mm", weights_only=True)["meta"]["cfg"]
+        assert stored.assignments(text)["model"]["roi_head"]["bbox_head"]["topk"] == (1,)
+
+    @pytest.mark.parametrize(
+        "preset, loss",
+        [
+            ("slowfast_16x8_r50_charades", "bce_logit"),  # the head of clips gives logits in training
+            ("slow_4x16_r50_ava", "bce"),  # the one of boxes probabilities
+            ("slow_8x8_r50", "cross_entropy"),
+        ],
+    )
+    def test_loss_of_pyslowfast(self, tmp_path, preset, loss):
+        write(small(preset), tmp_path / "py", to="pyslowfast")
+        cfg = yaml.safe_load(torch.load(tmp_path / "py", weights_only=True)["cfg"])
+        assert cfg["MODEL"]["LOSS_FUNC"] == loss
+
+    @pytest.mark.parametrize("library", ["pyslowfast", "slowfast"])
+    def test_weights_that_are_no_numbers(self, tmp_path, library):
+        model = small("slow_8x8_r50")
+        with torch.no_grad():
+            model.head.proj.weight[0, 0] = float("nan")
+            model.head.proj.bias[1] = float("inf")
+        save_checkpoint(model, tmp_path / "in")
+        written = convert(tmp_path / "in", tmp_path / "out", to=library)
+        (note,) = [note for note in written.notes if "NaN" in note]
+        assert "weight" in note and "bias" in note
+        weight = load_checkpoint(tmp_path / "out").head.proj.weight
+        assert weight[0, 0].isnan() and torch.equal(weight[1:], model.head.proj.weight[1:])
+
 
 class TestRefused:
     @pytest.mark.parametrize(
