@@ -73,7 +73,9 @@ def load_checkpoint(path: str | Path, model: str | None = None, **overrides: Any
     Returns a trainable `SlowFast`, called as `model([slow, fast])` or `model(clip)`, detection models with
     boxes as the second argument. It has the head semantics of the library the file is from (`config.head`),
     and the preset, normalisation, rule for the Slow frames and channel order that go with the weights
-    (`config.input`). `model.checkpoint` is a `CheckpointInfo`; the same line is logged, at level WARNING if
+    (`config.input`). The head of a file of PySlowFast or pytorchvideo has a window over `config.input.frames`
+    frames, and clips of another length are refused (`fixed_frames=False` averages whatever comes).
+    `model.checkpoint` is a `CheckpointInfo`; the same line is logged, at level WARNING if
     something that changes the network's function was assumed, else at INFO.
 
     Raises FileNotFoundError, and CheckpointError (a ValueError, its message begins with the file): not a
@@ -167,8 +169,19 @@ def _configure(
             f"{path}: holds a classifier of clips (expected a detection head, as {preset.name} has)"
         )
     result = resolve(found, library, said, preset, overrides, detects=detects, semantics=semantics)
+    told = "fixed_frames" in overrides or (said is not None and "fixed_frames" in said.input)
+    if not told and result.length_known:
+        result = replace(result, config=with_window(result.config))
     check(path, result.config, state, names, found)
     return result, state
+
+
+def with_window(config: ModelConfig) -> ModelConfig:
+    """The configuration with the length of its clips fixed where the library's head has a window over all
+    frames of a training clip, which it would slide along a longer one; mmaction2's averages whatever comes."""
+    head = config.head
+    window = head.semantics != "mmaction2" and (head.roi is not None or head.pool is not None)
+    return replace(config, input=replace(config.input, fixed_frames=window))
 
 
 def visible_pool(names: keys.Names) -> bool | None:

@@ -29,11 +29,12 @@ DETECTION_CLASSES = (80, 81)  # AVA's, without and with a background class
 @dataclass(frozen=True)
 class Resolved:
     """config, and what of it was assumed rather than read (for the log). decisive: some of that changes the
-    network's function. norms: (eps, momentum) of a pathway's batch norms where they are not the usual ones."""
+    network's function. length_known: the length of its clips is told, or a published model's. norms: (eps, momentum) of a pathway's batch norms where they are not the usual ones."""
 
     config: ModelConfig
     assumed: tuple[str, ...]
     decisive: bool = False
+    length_known: bool = True
     norms: Mapping[str, tuple[float, float | None]] = field(default_factory=dict)
 
 
@@ -71,6 +72,7 @@ class _Resolver:
         self.overrides, self.semantics = overrides, semantics
         self.assumed: list[str] = []
         self.decisive = False
+        self.length_known = True
         self.open: list[Question] = []
         self.detects = self._detects(detects)
         self.published = self._published()
@@ -84,7 +86,9 @@ class _Resolver:
         norms = dict(self.stored.norms) if self.stored else {}
         if not self.found.two:  # whatever the pathway is called
             norms = {path: norm for path in config.pathways for norm in norms.values()}
-        return Resolved(replace(config, name=name), tuple(self.assumed), self.decisive, norms)
+        return Resolved(
+            replace(config, name=name), tuple(self.assumed), self.decisive, self.length_known, norms
+        )
 
     # -- where values come from --
 
@@ -289,6 +293,7 @@ class _Resolver:
             guessed = [
                 key for key in ("frames", "tau", "crop") if key not in known and key not in self.overrides
             ]
+            self.length_known = fitting is not None or "frames" not in guessed
             if guessed:
                 said = ", ".join(f"{key}={getattr(base, key)}" for key in guessed)
                 self.assumed.append(said + (f" as {fitting.name}" if fitting is not None else ""))

@@ -24,6 +24,7 @@ from slowfast_kernels.models.checkpoint.load import (
     load_checkpoint,
     save_checkpoint,
     unusual_norms,
+    with_window,
 )
 from slowfast_kernels.models.config import HeadConfig, ModelConfig, PathwayConfig, RoIConfig
 from slowfast_kernels.models.slowfast import SlowFast
@@ -128,7 +129,17 @@ def _compare(back: SlowFast, state: Mapping[str, Tensor], config: ModelConfig) -
         if getattr(back.config, name) != getattr(config, name)
         and not _same_function(back.config, config, name)
     ]
-    spec = ("frames", "alpha", "tau", "mean", "std", "slow_index", "reverse_channels", "fast_input")
+    spec = (
+        "frames",
+        "fixed_frames",
+        "alpha",
+        "tau",
+        "mean",
+        "std",
+        "slow_index",
+        "reverse_channels",
+        "fast_input",
+    )
     different += [name for name in spec if getattr(back.config.input, name) != getattr(config.input, name)]
     if wrong or different:
         raise CheckpointError(
@@ -238,7 +249,12 @@ def _adapt(network: SlowFast, to: str) -> tuple[ModelConfig, list[str]]:
         colours = f"mean {spec.mean}, std {spec.std}" + (", B, G, R" if spec.reverse_channels else "")
         if (spec.mean, spec.std) != ((0.45,) * 3, (0.225,) * 3) or spec.reverse_channels:
             notes.append(f"normalise the input with {colours}")
-    return replace(config, head=head, input=replace(spec, slow_index=index), source=to), notes
+    config = with_window(replace(config, head=head, input=replace(spec, slow_index=index), source=to))
+    if config.input.fixed_frames and not spec.fixed_frames:
+        notes.append(
+            f"the head's window spans clips of {spec.frames} frames there and slides along longer ones"
+        )
+    return config, notes
 
 
 def _with_background(head: HeadConfig) -> bool:

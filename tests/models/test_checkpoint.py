@@ -21,6 +21,7 @@ import yaml
 from live import I3D, SLOW, MmPath, MmRecognizer, MmSlowFast, PySlowFastNet, caffe2_blobs, randomise
 from torch import nn
 
+from slowfast_kernels import freeze
 from slowfast_kernels.models import (
     CheckpointError,
     build,
@@ -155,6 +156,39 @@ class TestPySlowFast:
         ).config.head
         assert (head.activation, head.multi_label) == (act, multi)
 
+    def test_clips_are_as_long_as_the_heads_window(self, file):
+        """PySlowFast slides its window over 8 frames along a longer clip; here that is refused."""
+        path = pyslowfast_file(file, randomise(PySlowFastNet()), pyslowfast_cfg())
+        model = load_checkpoint(path)
+        assert model.config.input.fixed_frames
+        for form in (model, freeze(model)):
+            with (
+                pytest.raises(ValueError, match="expected clips of 2 and 8 frames .*got 4 and 16"),
+                torch.no_grad(),
+            ):
+                form(clips(16, 64, [0, 5, 10, 15]))
+        free = load_checkpoint(path, fixed_frames=False)
+        assert free(clips(16, 64, [0, 5, 10, 15])).shape == (2, 11)
+        save_checkpoint(model, file)
+        assert load_checkpoint(file).config.input.fixed_frames
+
+    def test_the_length_of_clips_is_free_where_nothing_tells_it(self, file):
+        model = load_checkpoint(pyslowfast_file(file, PySlowFastNet()), alpha=4)
+        assert "frames=32" in model.checkpoint.assumed[0] and not model.config.input.fixed_frames
+        torch.save({"model_state": golden_state("pyslowfast_slowfast_8x8_r50")}, file)
+        assert load_checkpoint(file).config.input.fixed_frames  # 32, as the published model
+        torch.save({"state_dict": golden_state("mmaction2_slowfast_8x8_r50")}, file)
+        assert not load_checkpoint(file).config.input.fixed_frames  # its head averages whatever comes
+
+    def test_another_output(self, file):
+        path = pyslowfast_file(file, randomise(PySlowFastNet()), pyslowfast_cfg())
+        features = load_checkpoint(path, output="features")(clips(8, 64, [0, 7]))
+        assert features.shape == (2, 512 + 128)
+        slow, fast = load_checkpoint(path, output="maps")(clips(8, 64, [0, 7]))
+        assert (slow.shape, fast.shape) == ((2, 512, 2, 2, 2), (2, 128, 8, 2, 2))
+        pooled = torch.cat([x.mean((2, 3, 4)) for x in (slow, fast)], 1)
+        assert relative_l2(features, pooled) < 2e-6
+
     def test_short_cycle_averages_the_whole_map(self, file):
         net = randomise(PySlowFastNet(window=False))
         model = load_checkpoint(pyslowfast_file(file, net, pyslowfast_cfg(MULTIGRID={"SHORT_CYCLE": True})))
@@ -285,11 +319,12 @@ class TestCaffe2:
         """The option came after the format: its boxes are never aligned, whatever the preset has."""
         net = randomise(PySlowFastNet(
             ((64, 1, SLOW),), blocks=(3, 4, 6, 3), detects=True, dilation=2, aligned=False, act="sigmoid", classes=80,
+            frames=4,
         ))  # fmt: skip
         file.write_bytes(pickle.dumps({"blobs": caffe2_blobs(net, (3, 4, 6, 3))}))
         model = load_checkpoint(file, roi=True)
         assert not model.config.head.roi.aligned and model.config.name == "slow_4x16_r50_ava"
-        answers(model, net, [clips(8, 64)], BOXES)
+        answers(model, net, [clips(4, 64)], BOXES)
         assert not load_checkpoint(
             file, "slow_4x16_r50_ava_mmaction2", res5_dilation=2
         ).config.head.roi.aligned
