@@ -2,7 +2,17 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+from slowfast_kernels.models.checkpoint.detect import describe
+from slowfast_kernels.models.presets import PRESETS
+
+LIBRARIES = {
+    "pyslowfast": "PySlowFast",
+    "pytorchvideo": "pytorchvideo",
+    "mmaction2": "mmaction2",
+    "slowfast": "slowfast-kernels",
+}
 SUPPORTED = (
     "SlowFast, Slow, Fast-only, I3D and C2D networks (3-D ResNets of 18 to 152 layers, without non-local "
     "blocks) of PySlowFast, pytorchvideo, mmaction2 and slowfast-kernels"
@@ -49,3 +59,68 @@ def unsupported(shapes: Mapping[str, Sequence[int]]) -> str:
     """What to tell whoever came with such weights: what they look like, and what is supported."""
     kind = looks_like(shapes)
     return f"looks like {kind}, supported are {SUPPORTED}" if kind else f"supported are {SUPPORTED}"
+
+
+# -- the table of supported models --
+
+NETWORKS = {  # of one kind, and a preset that stands for it
+    "SlowFast": "slowfast_8x8_r50",
+    "SlowFast, boxes": "slowfast_8x8_r50_ava",
+    "Slow": "slow_8x8_r50",
+    "Slow, boxes": "slow_4x16_r50_ava",
+    "I3D": "i3d_8x8_r50",
+    "C2D": "c2d_8x8_r50",
+    "Fast-only": "fast_only",
+}
+LIVE = {  # whose live networks are recognised, of clips and with boxes
+    "pyslowfast": (True, True),
+    "pytorchvideo": (True, True),
+    "mmaction2": (True, False),
+}
+
+
+@dataclass(frozen=True)
+class Support:
+    """What there is for one kind of network of one library.
+
+    accelerate: its live modules, with `accelerate` and `from_module`. load: its files, with `load_checkpoint` and
+    `slowfast-kernels run --checkpoint` (which has no boxes). convert: files for it, with `slowfast-kernels convert`.
+    """
+
+    accelerate: bool
+    load: bool
+    convert: bool
+
+    def __str__(self) -> str:
+        has = [name for name in ("accelerate", "load", "convert") if getattr(self, name)]
+        return ", ".join(has) or "-"
+
+
+def supported(network: str, library: str) -> Support:
+    """What there is for a kind of NETWORKS of "pyslowfast", "pytorchvideo" or "mmaction2"."""
+    from slowfast_kernels.models.checkpoint.writing import expressible  # which imports this module
+
+    config = PRESETS[NETWORKS[network]]
+    builds = expressible(config, library)  # and who can build it has names for its weights
+    return Support(builds and LIVE[library][config.head.roi is not None], builds, builds)
+
+
+def models_table() -> str:
+    """The supported networks of every library, as a table in Markdown."""
+    rows = [[network, *(str(supported(network, library)) for library in LIVE)] for network in NETWORKS]
+    return _markdown(["Network", *(LIBRARIES[library] for library in LIVE)], rows)
+
+
+def presets_table() -> str:
+    """All presets, as a table in Markdown."""
+    rows = []
+    for name, config in sorted(PRESETS.items()):
+        spec = config.input
+        slow = f"{spec.frames // spec.alpha} x {spec.tau * spec.alpha}"
+        rows.append([f"`{name}`", LIBRARIES[config.source], describe(config), slow])
+    return _markdown(["Preset", "Head and conventions of", "Network", "Frames x stride"], rows)
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -1,6 +1,6 @@
 """Fused kernels for SlowFast video networks behind PyTorch ops.
 
-Start with an op (`slowfast_kernels.ops`), a trainable block (`.nn`), a whole model (`.models.create`), another
+Start with an op (`slowfast_kernels.ops`), a trainable block (`.nn`), a whole model (`create`), another
 library's weights (`load_checkpoint`) or another library's live model (`accelerate`).
 """
 
@@ -8,7 +8,18 @@ from . import models, nn, ops
 from .accelerate import accelerate
 from .backends import use_backend
 from .freeze import freeze
-from .models import load_checkpoint
+from .models import create, from_module, load_checkpoint, save_checkpoint
 
 __version__ = "0.1.0"
-__all__ = ["accelerate", "freeze", "load_checkpoint", "models", "nn", "ops", "use_backend"]
+__all__ = [
+    "accelerate",
+    "create",
+    "freeze",
+    "from_module",
+    "load_checkpoint",
+    "models",
+    "nn",
+    "ops",
+    "save_checkpoint",
+    "use_backend",
+]

@@ -25,16 +25,10 @@ from slowfast_kernels.models.config import ModelConfig
 from slowfast_kernels.models.overrides import closest, override
 from slowfast_kernels.models.presets import ALIASES, PRESETS
 from slowfast_kernels.models.slowfast import SlowFast
-from slowfast_kernels.models.support import looks_like, unsupported
+from slowfast_kernels.models.support import LIBRARIES, looks_like, unsupported
 
 log = logging.getLogger("slowfast_kernels.checkpoint")
 
-LIBRARIES = {
-    "pyslowfast": "PySlowFast",
-    "pytorchvideo": "pytorchvideo",
-    "mmaction2": "mmaction2",
-    "slowfast": "slowfast-kernels",
-}
 VERSION = 1
 
 

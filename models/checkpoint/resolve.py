@@ -28,8 +28,11 @@ DETECTION_CLASSES = (80, 81)  # AVA's, without and with a background class
 
 @dataclass(frozen=True)
 class Resolved:
-    """config, and what of it was assumed rather than read (for the log). decisive: some of that changes the
-    network's function. length_known: the length of its clips is told, or a published model's. norms: (eps, momentum) of a pathway's batch norms where they are not the usual ones."""
+    """config, and what of it was assumed rather than read (for the log).
+
+    decisive: some of that changes the network's function. length_known: the length of its clips is told, or a
+    published model's. norms: (eps, momentum) of a pathway's batch norms where they are not the usual ones.
+    """
 
     config: ModelConfig
     assumed: tuple[str, ...]

@@ -19,7 +19,6 @@ from slowfast_kernels.models.checkpoint import files, keys
 from slowfast_kernels.models.checkpoint.detect import describe, single_kind
 from slowfast_kernels.models.checkpoint.errors import CheckpointError, some
 from slowfast_kernels.models.checkpoint.load import (
-    LIBRARIES,
     VERSION,
     load_checkpoint,
     save_checkpoint,
@@ -28,6 +27,7 @@ from slowfast_kernels.models.checkpoint.load import (
 )
 from slowfast_kernels.models.config import HeadConfig, ModelConfig, PathwayConfig, RoIConfig
 from slowfast_kernels.models.slowfast import SlowFast
+from slowfast_kernels.models.support import LIBRARIES
 
 log = logging.getLogger("slowfast_kernels.checkpoint")
 
@@ -261,6 +261,15 @@ def _with_background(head: HeadConfig) -> bool:
     """Whether mmaction2's file has a class 0 for the background: where its own has, and where AVA's scores, each
     by its own sigmoid, become its; one more class would change a softmax."""
     return head.background if head.semantics == "mmaction2" else head.multi_label
+
+
+def expressible(config: ModelConfig, to: str) -> bool:
+    """Whether a library can build the pathways of a network (what joins them and the head aside)."""
+    try:
+        _check_pathways(config, to)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _check_pathways(config: ModelConfig, to: str) -> None:
