@@ -30,8 +30,8 @@ DETECTION_CLASSES = (80, 81)  # AVA's, without and with a background class
 class Resolved:
     """config, and what of it was assumed rather than read (for the log).
 
-    decisive: some of that changes the network's function. length_known: the length of its clips is told, or a
-    published model's. norms: (eps, momentum) of a pathway's batch norms where they are not the usual ones.
+    decisive: some of that changes the network's function. length_known: the length of its clips is told, or that of
+    all published models that it may be. norms: (eps, momentum) of a pathway's batch norms, where not the usual.
     """
 
     config: ModelConfig
@@ -107,7 +107,7 @@ class _Resolver:
         return sorted(
             same,
             key=lambda p: (
-                p.head.classes != self.found.classes,
+                not self._same_classes(p),
                 p.source != self.library,
                 not self.found.two and "8x8" not in p.name,
             ),
@@ -132,6 +132,9 @@ class _Resolver:
         candidates = tuple(f"{p.name} ({shown.format(value(p))})" for p in ranked[:6])
         self.open.append(Question(what, (*settings, "model=NAME"), candidates))
         return None
+
+    def _same_classes(self, preset: ModelConfig) -> bool:
+        return preset.head.classes == self.found.classes
 
     def _detects(self, told: bool | None) -> bool:
         if self.overrides.get("roi") is not None:
@@ -289,14 +292,16 @@ class _Resolver:
         known: dict[str, Any] = dict(self.stored.input) if self.stored else {}
         base = self.preset.input if self.preset is not None else None
         if base is None:
-            fitting = next((p for p in self.published if p.input.alpha == alpha), None)
+            rated = [p for p in self.published if p.input.alpha == alpha]
+            fitting = next(iter(rated), None)
             base = fitting.input if fitting is not None else InputSpec(alpha=1, frames=8, tau=8, call="clip")
             if fitting is None and self.found.two:
                 base = InputSpec(alpha=1, frames=32, tau=2)
             guessed = [
                 key for key in ("frames", "tau", "crop") if key not in known and key not in self.overrides
             ]
-            self.length_known = fitting is not None or "frames" not in guessed
+            own = {p.input.frames for p in rated if p.source == self.library and self._same_classes(p)}
+            self.length_known = len(own) == 1 or "frames" not in guessed
             if guessed:
                 said = ", ".join(f"{key}={getattr(base, key)}" for key in guessed)
                 self.assumed.append(said + (f" as {fitting.name}" if fitting is not None else ""))
@@ -322,7 +327,7 @@ class _Resolver:
             and "fast_input" not in self.overrides
         ):
             what = "what its one-channel Fast input is"
-            self.open.append(Question(what, ("fast_input='gray'", "fast_input='time_diff'")))
+            self.open.append(Question(what, ('fast_input="gray"', 'fast_input="time_diff"')))
         return InputSpec(
             **values,
             alpha=alpha,
@@ -374,7 +379,14 @@ class _Resolver:
             "pytorchvideo": RoIConfig(aligned=False),
             "mmaction2": RoIConfig(resolution=8),
         }[self.library]
-        if self.overrides.get("roi") is None:
+        given = self.overrides.get("roi")
+        pooled = {p.head.roi.temporal for p in self.published if p.head.roi and p.source == self.library}
+        told = isinstance(given, RoIConfig) or (isinstance(given, Mapping) and "temporal" in given)
+        if len(pooled) > 1 and not told:
+            ways = tuple(f'roi={{"temporal": "{way}"}}' for way in sorted(pooled))
+            names = tuple(p.name for p in self.published if p.source == self.library)
+            self.open.append(Question("how frames are pooled before RoIAlign", (*ways, "model=NAME"), names))
+        if given is None:
             self.assumed.append(f"RoIAlign {usual.resolution}x{usual.resolution}, aligned={usual.aligned}")
             self.decisive = True
         return usual

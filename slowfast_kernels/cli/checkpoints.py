@@ -1,6 +1,7 @@
 """Checkpoints on the command line: what is wrong with one is told in one line, in the command's own options."""
 
 import pickle
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,4 +29,5 @@ def reading(path: str) -> Iterator[None]:
 def as_option(setting: str) -> str:
     """An argument of `load_checkpoint` as an option: "alpha=4" -> "--set alpha=4", "model=NAME" -> "--model
     NAME"."""
-    return setting.replace("model=", "--model ") if setting.startswith("model=") else f"--set {setting}"
+    name, _, value = setting.partition("=")
+    return f"--model {value}" if name == "model" else f"--set {shlex.quote(setting)}"

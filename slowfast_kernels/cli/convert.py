@@ -17,7 +17,7 @@ EPILOG = """\
 examples:
   slowfast-kernels convert SLOWFAST_8x8_R50.pkl slowfast_ptv.pth --to pytorchvideo
   slowfast-kernels convert SLOWFAST_8x8_R50.pyth slowfast_mm.pth --to mmaction2
-  slowfast-kernels convert C2D_8x8_R50.pkl ours.pth --to slowfast --model c2d_8x8_r50
+  slowfast-kernels convert C2D_NOPOOL_8x8_R50.pkl ours.pth --to slowfast --model c2d_nopool_8x8_r50
 
 Exit status: 0 written, 2 the file cannot be read or converted (one line says why).
 """

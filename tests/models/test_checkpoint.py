@@ -22,6 +22,7 @@ from live import I3D, SLOW, MmPath, MmRecognizer, MmSlowFast, PySlowFastNet, caf
 from torch import nn
 
 from slowfast_kernels import freeze
+from slowfast_kernels.cli.checkpoints import as_option
 from slowfast_kernels.models import (
     CheckpointError,
     build,
@@ -177,6 +178,15 @@ class TestPySlowFast:
         assert "frames=32" in model.checkpoint.assumed[0] and not model.config.input.fixed_frames
         torch.save({"model_state": golden_state("pyslowfast_slowfast_8x8_r50")}, file)
         assert load_checkpoint(file).config.input.fixed_frames  # 32, as the published model
+        torch.save(
+            {
+                "model_state": live.zeros(
+                    PySlowFastNet, ((64, 1, SLOW),), blocks=(3, 4, 6, 3), classes=400
+                ).state_dict()
+            },
+            file,
+        )
+        assert not load_checkpoint(file).config.input.fixed_frames  # slow_4x16_r50 or slow_8x8_r50
         torch.save({"state_dict": golden_state("mmaction2_slowfast_8x8_r50")}, file)
         assert not load_checkpoint(file).config.input.fixed_frames  # its head averages whatever comes
 
@@ -736,6 +746,18 @@ class TestGaps:
             load_checkpoint(file)
         assert load_checkpoint(file, "c2d_8x8_r50").config.slow.pool_after_res2 == 2
         assert load_checkpoint(file, pool_after_res2=1).config.name == "c2d_nopool_8x8_r50"
+
+    def test_pooling_of_boxes_is_asked_where_the_zoo_has_both(self, file):
+        """Two of mmaction2's detectors differ in nothing that weights show."""
+        write(create("slowfast_8x8_r50_ava_temporal_max_mmaction2"), file, to="mmaction2")
+        torch.save({"state_dict": torch.load(file, weights_only=True)["state_dict"]}, file)
+        with pytest.raises(
+            UndecidedError, match="frames are pooled .*slowfast_8x8_r50_ava_temporal_max"
+        ) as error:
+            load_checkpoint(file)
+        assert """--set 'roi={"temporal": "max"}' or""" in error.value.told(as_option)
+        roi = load_checkpoint(file, roi={"temporal": "max"}).config.head.roi
+        assert (roi.temporal, roi.resolution, roi.aligned) == ("max", 8, True)
 
     def test_only_the_files_own_library_counts(self, file):
         """mmaction2's I3D strides in its stem, PySlowFast's of the same shapes does not."""

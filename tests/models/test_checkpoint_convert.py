@@ -317,7 +317,7 @@ class TestCommand:
             PySlowFastNet, ((64, 1, live.SLOW), (8, 5, live.FAST)), blocks=(3, 4, 6, 3), classes=400
         )
         c2d = live.zeros(PySlowFastNet, ((64, 1, ((1,),) * 4),), blocks=(3, 4, 6, 3), classes=400)
-        for name, net in (("SLOWFAST_8x8_R50.pkl", slowfast), ("C2D_8x8_R50.pkl", c2d)):
+        for name, net in (("SLOWFAST_8x8_R50.pkl", slowfast), ("C2D_NOPOOL_8x8_R50.pkl", c2d)):
             Path(name).write_bytes(pickle.dumps({"blobs": live.caffe2_blobs(net, (3, 4, 6, 3))}))
         torch.save({"model_state": slowfast.state_dict()}, "SLOWFAST_8x8_R50.pyth")
         examples = [line.split() for line in EPILOG.splitlines() if line.startswith("  slowfast-kernels")]
