@@ -1,7 +1,9 @@
 """The table of supported models: every cell is tried."""
 
+import re
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import live
 import pytest
@@ -10,8 +12,19 @@ from torch import nn
 
 import slowfast_kernels as sf
 from slowfast_kernels import accelerate
-from slowfast_kernels.models import CheckpointError, build, configure, load_checkpoint
+from slowfast_kernels.models import (
+    CheckpointError,
+    RoIConfig,
+    UndecidedError,
+    build,
+    configure,
+    load_checkpoint,
+)
 from slowfast_kernels.models.checkpoint import write
+from slowfast_kernels.models.checkpoint.detect import detect
+from slowfast_kernels.models.checkpoint.load import skeleton
+from slowfast_kernels.models.checkpoint.resolve import resolve
+from slowfast_kernels.models.checkpoint.stored import Stored
 from slowfast_kernels.models.presets import PRESETS
 from slowfast_kernels.models.support import LIVE, NETWORKS, models_table, presets_table, supported
 
@@ -133,3 +146,41 @@ def test_what_belongs_together_is_at_the_top():
         assert name in sf.__all__ and callable(getattr(sf, name))
     for name in ("convert", "CheckpointError", "MismatchError", "UndecidedError"):
         assert name in sf.models.__all__ and callable(getattr(sf.models, name))
+
+
+def rows_of_the_weights_page() -> list[tuple[str, str, bool]]:
+    """(library, preset, whether the caller has to say which it is) of every file in docs/weights.md."""
+    text = (Path(__file__).parents[2] / "docs" / "weights.md").read_text()
+    rows = []
+    for library, section in zip(LIVE, re.split(r"^### ", text, flags=re.M)[1:], strict=True):
+        for line in section.splitlines():
+            cells = [cell.strip() for cell in line.split("|")[1:-1]]
+            if line.startswith("| `"):
+                needs = "=" in "".join(cells[1:]) or (library == "mmaction2" and "8x8_r50_ava" in cells[1])
+                rows += [(library, preset, needs) for preset in re.findall(r"`(\w*x\d\w*)`", cells[1])]
+    return rows
+
+
+@pytest.mark.parametrize("library, preset, needs", rows_of_the_weights_page())
+def test_published_files_need_what_the_page_says(library, preset, needs):
+    """By the shapes of their weights alone, as files without a configuration have them."""
+    config = PRESETS[preset]
+    shapes = {key: tuple(value.shape) for key, value in skeleton(config).state_dict().items()}
+    detects = config.head.roi is not None if library != "pyslowfast" else None
+    pool = next(config.pathway(p) for p in config.pathways).pool_after_res2 > 1
+    found = detect(shapes, pool if library == "pytorchvideo" and len(config.pathways) == 1 else None)
+    said = (
+        Stored("Caffe2 format", head={"roi": RoIConfig(aligned=False)}) if library == "pyslowfast" else None
+    )
+    try:
+        result = resolve(found, library, said, None, {}, detects=detects, semantics=library)
+    except UndecidedError:
+        assert needs
+        return
+    assert (result.config.name == preset) != needs
+    if not needs:
+        assert result.config.input == config.input and result.config.head == config.head
+
+
+def test_the_weights_page_has_rows():
+    assert len(rows_of_the_weights_page()) >= 30
