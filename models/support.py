@@ -58,7 +58,7 @@ def looks_like(shapes: Mapping[str, Sequence[int]]) -> str | None:
 def unsupported(shapes: Mapping[str, Sequence[int]]) -> str:
     """What to tell whoever came with such weights: what they look like, and what is supported."""
     kind = looks_like(shapes)
-    return f"looks like {kind}, supported are {SUPPORTED}" if kind else f"supported are {SUPPORTED}"
+    return f"looks like {kind}, expected {SUPPORTED}" if kind else f"expected {SUPPORTED}"
 
 
 # -- the table of supported models --

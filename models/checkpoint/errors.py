@@ -30,7 +30,7 @@ class Question:
 
 
 class UndecidedError(CheckpointError):
-    """A file that more than one network fits. questions: what is open."""
+    """A file that more than one network fits. path: the file ("" of a live module). questions: what is open."""
 
     def __init__(self, path: str, questions: Sequence[Question]) -> None:
         self.path, self.questions = path, list(questions)
@@ -38,7 +38,8 @@ class UndecidedError(CheckpointError):
 
     def told(self, spell: Callable[[str], str] = str) -> str:
         """The message. spell: how the reader passes a setting such as "alpha=4" (default: as written)."""
-        return f"{self.path}: " + "; ".join(question.ask(spell) for question in self.questions)
+        asked = "; ".join(question.ask(spell) for question in self.questions)
+        return f"{self.path}: {asked}" if self.path else asked
 
 
 class MismatchError(CheckpointError):

@@ -848,7 +848,7 @@ class TestMismatch:
             k: v.squeeze(2) if v.ndim == 5 else v for k, v in MmRecognizer(MmPath()).state_dict().items()
         }
         torch.save({"state_dict": state}, file)
-        with pytest.raises(CheckpointError, match="looks like a 2-D network .*supported are SlowFast"):
+        with pytest.raises(CheckpointError, match="looks like a 2-D network .*expected SlowFast"):
             load_checkpoint(file)
 
 
@@ -872,7 +872,7 @@ class TestOtherNetworks:
     )
     def test_by_names(self, file, shapes, kind):
         torch.save({"model_state": {key: torch.zeros(shape) for key, shape in shapes.items()}}, file)
-        with pytest.raises(CheckpointError, match=f"looks like .*{kind}.*supported are SlowFast"):
+        with pytest.raises(CheckpointError, match=f"looks like .*{kind}.*expected SlowFast"):
             load_checkpoint(file)
 
     @pytest.mark.parametrize("kind", ["X3D", "CSN", "R(2+1)D", "MViT"])
@@ -933,7 +933,7 @@ class TestNotACheckpoint:
 
     def test_other_weights(self, file):
         torch.save({"model_state": nn.Linear(3, 4).state_dict()}, file)
-        self.refused(file, "unknown weights, supported are SlowFast.*got the keys weight, bias")
+        self.refused(file, "unknown weights, expected SlowFast.*got the keys weight, bias")
 
     def test_pickle_without_weights(self, file):
         file.write_bytes(pickle.dumps({"a": 3}))
