@@ -300,8 +300,8 @@ class _Resolver:
             guessed = [
                 key for key in ("frames", "tau", "crop") if key not in known and key not in self.overrides
             ]
-            own = {p.input.frames for p in rated if p.source == self.library and self._same_classes(p)}
-            self.length_known = len(own) == 1 or "frames" not in guessed
+            lengths = {p.input.frames for p in rated if p.source == self.library and self._same_classes(p)}
+            self.length_known = len(lengths) == 1 or "frames" not in guessed
             if guessed:
                 said = ", ".join(f"{key}={getattr(base, key)}" for key in guessed)
                 self.assumed.append(said + (f" as {fitting.name}" if fitting is not None else ""))
