@@ -128,17 +128,13 @@ class Networks:
         """Clips that the head's window fits in, ``extra`` pixels larger than the smallest ones."""
         n, t = self.one_of(1, 1, 2, 3), self.frames
         generator = torch.Generator().manual_seed(self.int(0, 2**31))
-        return [
-            torch.randn(
-                n,
-                config.pathway(name).in_channels,
-                t * (config.input.alpha if name == "fast" else 1),
-                self.height + extra,
-                self.width + extra,
-                generator=generator,
-            )
-            for name in config.pathways
-        ]
+        memory = self.one_of(torch.contiguous_format, torch.channels_last_3d)
+        clips = []
+        for name in config.pathways:
+            frames = t * config.input.alpha if name == "fast" else t
+            shape = n, config.pathway(name).in_channels, frames, self.height + extra, self.width + extra
+            clips.append(torch.randn(shape, generator=generator).contiguous(memory_format=memory))
+        return clips
 
     def arguments(self, config, extra=0):
         clips = self.clips(config, extra)
