@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from slowfast_kernels import report
+from slowfast_kernels._optional import MissingExtra
 from slowfast_kernels.bench import (
     harness,
     memory,
@@ -169,8 +170,8 @@ class _Found:
     def plot(self, path: Path) -> None:
         try:
             self._plot(path)
-        except ImportError as error:
-            sys.stderr.write(f"no picture: {error} (pip install matplotlib)\n")
+        except MissingExtra as error:
+            sys.stderr.write(f"no picture: {error}\n")
 
 
 def _check(args: argparse.Namespace) -> None:

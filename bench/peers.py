@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slowfast_kernels._optional import needs
+
 #: What a peer is made into: a call with the inputs it was built for; returns a tensor or a NumPy array.
 Run = Callable[[], Any]
 
@@ -106,20 +108,16 @@ def onnx_bytes(module: nn.Module, inputs: Sequence[Tensor]) -> bytes:
     """The module as an ONNX file with its weights inside."""
     with tempfile.TemporaryDirectory() as folder, _quiet():
         path = Path(folder) / "model.onnx"
-        try:
+        with needs("ONNX export", extra="bench", raising=Unavailable):
             torch.onnx.export(
                 module, tuple(x.contiguous() for x in inputs), str(path), dynamo=True, external_data=False
             )
-        except ImportError as error:
-            raise Unavailable(f"ONNX export needs onnx and onnxscript: {_first_line(error)}") from error
         return path.read_bytes()
 
 
 def _onnxruntime(module: nn.Module, inputs: Sequence[Tensor], dtype: str, threads: int) -> Run:
-    try:
+    with needs("this peer", extra="bench", raising=Unavailable):
         import onnxruntime
-    except ImportError as error:
-        raise Unavailable("onnxruntime is not installed (pip install onnxruntime onnx onnxscript)") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -134,10 +132,8 @@ def _onnxruntime(module: nn.Module, inputs: Sequence[Tensor], dtype: str, thread
 
 
 def _openvino(module: nn.Module, inputs: Sequence[Tensor], dtype: str, threads: int) -> Run:
-    try:
+    with needs("this peer", extra="bench", raising=Unavailable):
         import openvino
-    except ImportError as error:
-        raise Unavailable("openvino is not installed (pip install openvino)") from error
     inputs = [x.contiguous() for x in inputs]
     with _quiet(), torch.no_grad():
         model = openvino.convert_model(module, example_input=tuple(inputs))

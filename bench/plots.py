@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from slowfast_kernels._optional import needs
 from slowfast_kernels.bench.roofline import PEAKS
 
 OURS, OTHER, LIMIT = "#0b6e99", "#9aa5b1", "#c0392b"
@@ -21,10 +22,11 @@ PathLike = str | os.PathLike[str]
 
 
 def _pyplot() -> Any:
-    import matplotlib
+    with needs("a picture", extra="bench"):
+        import matplotlib
 
-    matplotlib.use("Agg", force=False)
-    from matplotlib import pyplot
+        matplotlib.use("Agg", force=False)
+        from matplotlib import pyplot
 
     return pyplot
 

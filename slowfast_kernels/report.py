@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import slowfast_kernels
+from slowfast_kernels._optional import needs
 
 __all__ = ["STAGES", "environment", "plot_stages", "table", "version_of", "write_json"]
 
@@ -112,10 +113,11 @@ def plot_stages(path: str | os.PathLike[str], stages: Sequence[Mapping[str, Any]
             if not measured) and ``floor_s`` (seconds, None if unknown).
         title: text over the picture.
     """
-    import matplotlib
+    with needs("a picture", extra="video"):
+        import matplotlib
 
-    matplotlib.use("Agg", force=False)
-    from matplotlib import pyplot as plt
+        matplotlib.use("Agg", force=False)
+        from matplotlib import pyplot as plt
     from matplotlib.patches import Patch
 
     def total(stage: str, key: str, fast: bool | None = None) -> float:

@@ -32,11 +32,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from slowfast_kernels._optional import needs
+
+with needs("slowfast_kernels.video", extra="video"):
+    import av
 
 __all__ = [
     "RULES",

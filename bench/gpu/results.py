@@ -268,7 +268,7 @@ def draw(folder: Path, document: Mapping[str, Any], rows: Sequence[Row]) -> list
             plots.roofline(folder / "roofline.png", points, ceilings, title)
             made.append("roofline.png")
     except ImportError as error:
-        sys.stderr.write(f"no pictures: {error} (pip install matplotlib)\n")
+        sys.stderr.write(f"no pictures: {error}\n")
     except Exception as error:
         sys.stderr.write(f"no more pictures: {type(error).__name__}: {error}\n")
     return made

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import slowfast_kernels
+from slowfast_kernels._optional import MissingExtra
 
 __all__ = ["UserError", "main"]
 
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     assert module is not None  # the parser has refused everything else
     try:
         return int(module.execute(args))
-    except UserError as error:
+    except (UserError, MissingExtra) as error:
         if os.environ.get("SLOWFAST_DEBUG"):
             traceback.print_exc()
         complain(error)

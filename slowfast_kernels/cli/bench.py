@@ -2,7 +2,7 @@
 
 import argparse
 
-from slowfast_kernels.cli import UserError
+from slowfast_kernels._optional import needs
 
 # The benchmark has its own options and its own --help.
 FORWARDS_HELP = True
@@ -13,10 +13,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    try:
+    with needs("bench", extra="bench"):
         from slowfast_kernels import bench
-    except ImportError as error:
-        raise UserError(
-            f"bench needs the bench extra: pip install 'slowfast-kernels[bench]' ({error})"
-        ) from error
     return int(bench.main(args.rest) or 0)

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from slowfast_kernels import report
+from slowfast_kernels._optional import needs
 from slowfast_kernels.cli import UserError, complain, one_line, results
 from slowfast_kernels.cli.checkpoints import reading
 from slowfast_kernels.cli.runner import Runner, Setting
@@ -189,10 +190,8 @@ def check_outputs(args: argparse.Namespace) -> None:
         if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(path).is_dir():
             raise UserError(f"--{option} {path}: expected a file in a folder that exists and can be written")
     if args.plot:
-        try:
+        with needs("--plot", extra="video"):
             import matplotlib  # noqa: F401
-        except ImportError as error:
-            raise UserError("--plot needs matplotlib: pip install 'slowfast-kernels[video]'") from error
 
 
 # -- the model --
@@ -312,12 +311,8 @@ def frame_sizes(args: argparse.Namespace, config: Any) -> tuple[tuple[int, int],
 
 def prepare(args: argparse.Namespace) -> Setting:
     """Turn the arguments into a setting; raises UserError for anything unusable."""
-    try:
-        from slowfast_kernels import freeze, models, use_backend, video  # noqa: F401
-    except ImportError as error:
-        if error.name == "av":
-            raise UserError("run needs PyAV: pip install 'slowfast-kernels[video]'") from error
-        raise
+    from slowfast_kernels import models
+
     args.compare = args.compare or args.plot is not None
     check_outputs(args)
     check_machine(args)
@@ -356,7 +351,8 @@ def prepare(args: argparse.Namespace) -> Setting:
 
 
 def execute(args: argparse.Namespace) -> int:
-    from slowfast_kernels import models, video
+    with needs("run", extra="video"):
+        from slowfast_kernels import models, video
     from slowfast_kernels.cli.info import measured_ceilings
 
     setting = prepare(args)
