@@ -311,7 +311,7 @@ def frame_sizes(args: argparse.Namespace, config: Any) -> tuple[tuple[int, int],
 
 def prepare(args: argparse.Namespace) -> Setting:
     """Turn the arguments into a setting; raises UserError for anything unusable."""
-    from slowfast_kernels import models
+    from slowfast_kernels import freeze, models, use_backend
 
     args.compare = args.compare or args.plot is not None
     check_outputs(args)

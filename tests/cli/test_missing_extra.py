@@ -34,7 +34,9 @@ def test_run_without_pyav(command, without):
 
 def test_a_library_user_without_pyav(without):
     without("av", "video")
-    with pytest.raises(MissingExtra, match=r"^slowfast_kernels\.video needs PyAV: pip install '.*\[video\]'$"):
+    with pytest.raises(
+        MissingExtra, match=r"^slowfast_kernels\.video needs PyAV: pip install '.*\[video\]'$"
+    ):
         from slowfast_kernels import video  # noqa: F401
 
 
@@ -56,9 +58,11 @@ def test_a_peer_that_is_missing(without):
 
 
 def test_an_installed_package_that_does_not_load():
-    with pytest.raises(MissingExtra, match=r"needs PyAV, which does not load \(libav is gone\): pip") as error:
-        with needs("run", extra="video"):
-            raise ImportError("libav\nis gone", name="av._core")
+    does_not_load = pytest.raises(
+        MissingExtra, match=r"needs PyAV, which does not load \(libav is gone\): pip"
+    )
+    with does_not_load as error, needs("run", extra="video"):
+        raise ImportError("libav\nis gone", name="av._core")
     assert error.value.name == "av._core" and "\n" not in str(error.value)
 
 
