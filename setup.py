@@ -1,66 +1,147 @@
-"""Drives CMake: the native build is defined in CMakeLists.txt and nowhere else."""
+"""Drives CMake: the native build is defined in CMakeLists.txt and nowhere else.
+
+Environment: SLOWFAST_NO_NATIVE=1 builds no native code; SLOWFAST_CUDA, SLOWFAST_ISAS and SLOWFAST_EMULATOR are
+CMakeLists.txt's options, SLOWFAST_BUILD_TYPE is CMAKE_BUILD_TYPE.
+"""
 
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+from setuptools.command.editable_wheel import editable_wheel
 
 ROOT = Path(__file__).resolve().parent
+PACKAGE = ROOT / "slowfast_kernels"
+
+# models/ and bench/ stand at the top level of the repository but install as sub-packages,
+# so that a wheel puts nothing called "models" or "bench" on anyone's path.
+MAPPED = {"slowfast_kernels.models": ROOT / "models", "slowfast_kernels.bench": ROOT / "bench"}
+
+
+def packages() -> list[str]:
+    """Every package, under the name it is installed with."""
+    found = {"slowfast_kernels"}
+    for name, folder in {"slowfast_kernels": PACKAGE, **MAPPED}.items():
+        for init in folder.glob("**/__init__.py"):
+            found.add(".".join((name, *init.parent.relative_to(folder).parts)))
+    return sorted(found)
+
+
+def not_native() -> str | None:
+    """Why this build has no native code and runs on the reference, or None."""
+    if os.environ.get("SLOWFAST_NO_NATIVE"):
+        return "SLOWFAST_NO_NATIVE was set"
+    if sys.platform != "linux":
+        return f"the native kernels are for Linux, this is {platform.system()}"
+    if platform.machine() != "x86_64" and os.environ.get("SLOWFAST_CUDA") != "ON":
+        return f"the native kernels are for x86-64, this is {platform.machine()} (SLOWFAST_CUDA=ON: CUDA only)"
+    if shutil.which(os.environ.get("CXX", "c++")) is None and shutil.which("g++") is None:
+        return "no C++ compiler was found"
+    return None
+
+
+NOT_NATIVE = not_native()
+
+
+def description() -> str:
+    """README.md for a page that has nothing beside it: without its pictures, and relative links become their text."""
+    text = (ROOT / "README.md").read_text()
+    text = re.sub(r"!\[[^]]*\]\((?!https?:)[^)]*\)\n*", "", text)
+    return re.sub(r"\[([^]]*)\]\((?!https?:|#)[^)]*\)", r"\1", text)
+
+
+class BuildPython(build_py):
+    """Nothing of an earlier build, no tests, and the reason where there will be no native library."""
+
+    def run(self) -> None:
+        if self.editable_mode:
+            return
+        shutil.rmtree(Path(self.build_lib) / "slowfast_kernels", ignore_errors=True)
+        super().run()
+        if NOT_NATIVE:
+            print(f"slowfast-kernels: {NOT_NATIVE}: only the PyTorch reference is installed", file=sys.stderr)
+            reason = Path(self.build_lib) / "slowfast_kernels" / "_lib" / "missing.txt"
+            reason.parent.mkdir(exist_ok=True)
+            reason.write_text(NOT_NATIVE + "\n")
+
+    def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
+        found = super().find_package_modules(package, package_dir)
+        return [module for module in found if not module[1].startswith("test_")]
 
 
 class CMakeBuild(build_ext):
     """Configure and build with CMake and Ninja into slowfast_kernels/_lib."""
 
     def run(self) -> None:
-        if os.environ.get("SLOWFAST_NO_NATIVE"):
-            print("slowfast-kernels: SLOWFAST_NO_NATIVE is set, installing the reference only")
-            return
-        if shutil.which(os.environ.get("CXX", "c++")) is None and shutil.which("g++") is None:
-            print("slowfast-kernels: no C++ compiler found, installing the reference only", file=sys.stderr)
-            return
         import torch
 
-        out = ROOT / "slowfast_kernels" / "_lib"
-        if not self.inplace and not getattr(self, "editable_mode", False):
-            out = Path(self.build_lib).resolve() / "slowfast_kernels" / "_lib"
+        in_place = self.inplace or self.editable_mode
+        out = (ROOT if in_place else Path(self.build_lib).resolve()) / "slowfast_kernels" / "_lib"
         build = ROOT / "build" / "cmake"
         config = {
             "CMAKE_BUILD_TYPE": os.environ.get("SLOWFAST_BUILD_TYPE", "Release"),
             "SLOWFAST_TORCH_DIR": Path(torch.__file__).parent,
             "SLOWFAST_OUTPUT_DIR": out,
             "SLOWFAST_CUDA": os.environ.get("SLOWFAST_CUDA", "AUTO"),
+            "SLOWFAST_ISAS": os.environ.get("SLOWFAST_ISAS", "all"),
+            "SLOWFAST_EMULATOR": os.environ.get("SLOWFAST_EMULATOR", "OFF"),
             "Python_EXECUTABLE": sys.executable,
         }
         print("slowfast-kernels build configuration:")
         for key, value in config.items():
-            print(f"  {key} = {value}")
+            print(f"  {key} = {value}", flush=True)
         cmake = shutil.which("cmake") or "cmake"
         defs = [f"-D{key}={value}" for key, value in config.items()]
         subprocess.run([cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *defs], check=True)
         subprocess.run([cmake, "--build", build], check=True)
 
 
+class Wheel(bdist_wheel):
+    """The libraries use PyTorch's stable ABI and nothing of Python's: one wheel for every Python."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+class Editable(editable_wheel):
+    """An editable installation is a folder of links on the path, which type checkers and editors can follow."""
+
+    def initialize_options(self) -> None:
+        super().initialize_options()
+        links = ROOT / "build" / "editable" / "slowfast_kernels"
+        shutil.rmtree(links, ignore_errors=True)
+        links.mkdir(parents=True)
+        mapped = {name.rpartition(".")[2]: folder for name, folder in MAPPED.items()}
+        own = {entry.name: entry for entry in PACKAGE.iterdir() if not entry.name.startswith("__pycache__")}
+        (PACKAGE / "_lib").mkdir(exist_ok=True)
+        for name, entry in {**own, "_lib": PACKAGE / "_lib", **mapped}.items():
+            (links / name).symlink_to(os.path.relpath(entry, links), target_is_directory=entry.is_dir())
+        self.distribution.package_dir = {"": "build/editable"}
+
+
 setup(
-    packages=[
-        "slowfast_kernels",
-        *sorted(
-            ".".join(p.parent.relative_to(ROOT).parts)
-            for p in (ROOT / "slowfast_kernels").glob("*/**/__init__.py")
-        ),
-        *sorted(
-            "slowfast_kernels." + ".".join(p.parent.relative_to(ROOT).parts)
-            for top in ("models", "bench")
-            for p in (ROOT / top).glob("**/__init__.py")
-        ),
-    ],
-    # models/ and bench/ stand at the top level of the repository but install as sub-packages,
-    # so that a wheel puts nothing called "models" or "bench" on anyone's path.
-    package_dir={"slowfast_kernels.models": "models", "slowfast_kernels.bench": "bench"},
-    package_data={"slowfast_kernels": ["py.typed", "_lib/*"], "slowfast_kernels.bench": ["results/**/*"]},
-    ext_modules=[Extension("slowfast_kernels._native", sources=[])],
-    cmdclass={"build_ext": CMakeBuild},
+    long_description=description(),
+    long_description_content_type="text/markdown",
+    packages=packages(),
+    package_dir={name: folder.name for name, folder in MAPPED.items()},
+    package_data={
+        "slowfast_kernels": ["py.typed", "plans/tuned/*.json", "ops/*/tuned/*.json"],
+        "slowfast_kernels.bench": ["results/**/*"],
+    },
+    include_package_data=False,  # what the sdist holds for building is not for the wheel
+    ext_modules=[] if NOT_NATIVE else [Extension("slowfast_kernels._native", sources=[])],
+    cmdclass={
+        "bdist_wheel": Wheel,
+        "build_ext": CMakeBuild,
+        "build_py": BuildPython,
+        "editable_wheel": Editable,
+    },
 )

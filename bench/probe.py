@@ -3,13 +3,12 @@
 The loops are in ``csrc/probe``; each is compiled for its own instruction set and chosen at run time.
 """
 
-import importlib.machinery
-import importlib.util
+import ctypes
+import math
 import os
 import sys
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from slowfast_kernels import _extension
@@ -18,31 +17,94 @@ from slowfast_kernels import _extension
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
+class Library:
+    """The loops of libslowfast_probe.so. Rows of its tables go from weak to strong instruction sets."""
+
+    def __init__(self, path: Path) -> None:
+        self._c = ctypes.CDLL(str(path))
+        for name in ("features", "arithmetic", "memory"):
+            getattr(self._c, f"slowfast_probe_{name}").restype = ctypes.c_char_p
+        self._c.slowfast_probe_operations.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_double]
+        self._c.slowfast_probe_operations.restype = ctypes.c_double
+        bandwidth = self._c.slowfast_probe_bandwidth
+        bandwidth.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int, ctypes.c_double]
+        bandwidth.restype = ctypes.c_double
+        self._c.slowfast_probe_cache.restype = ctypes.c_int64
+
+    def features(self) -> list[str]:
+        """Instruction sets of this processor that there are loops for."""
+        return str(self._c.slowfast_probe_features().decode()).split()
+
+    def arithmetic(self) -> list[dict[str, str]]:
+        """The arithmetic loops this processor can run: kind ("fp32", "bf16", "int8"), isa, instruction."""
+        return self._rows(self._c.slowfast_probe_arithmetic, "isa", "instruction")
+
+    def memory(self) -> list[dict[str, str]]:
+        """The memory loops this processor can run: kind ("read", "copy", "copy_stream", "triad"), isa."""
+        return self._rows(self._c.slowfast_probe_memory, "isa")
+
+    def operations(self, kind: str, isa: str, threads: int = 1, seconds: float = 0.05) -> float:
+        """Operations per second (a multiply and an add are two), summed over the threads."""
+        row = self._row(self.arithmetic(), kind, isa, threads, seconds)
+        return self._figure(self._c.slowfast_probe_operations(row, threads, seconds), threads)
+
+    def bandwidth(self, kind: str, isa: str, size: int, threads: int = 1, seconds: float = 0.05) -> float:
+        """Bytes per second that the program reads plus writes, summed over the threads, in arrays of ``size``
+        bytes together for each thread. Lines the hardware fetches before writing them are not counted."""
+        row = self._row(self.memory(), kind, isa, threads, seconds)
+        if size < 768:  # three arrays of 64 floats
+            raise ValueError(f"size: expected at least 768 bytes, got {size}")
+        return self._figure(self._c.slowfast_probe_bandwidth(row, size, threads, seconds), threads)
+
+    def caches(self) -> dict[str, int]:
+        """Bytes of one core's data caches, as far as the system library tells."""
+        found = {f"l{level}": int(self._c.slowfast_probe_cache(level)) for level in (1, 2, 3)}
+        return {name: size for name, size in found.items() if size > 0}
+
+    @staticmethod
+    def _rows(function: Any, *names: str) -> list[dict[str, str]]:
+        rows: list[dict[str, str]] = []
+        texts = [ctypes.c_char_p() for _ in names]
+        while kind := function(len(rows), *(ctypes.byref(text) for text in texts)):
+            row = zip(("kind", *names), (kind, *(text.value for text in texts)), strict=True)
+            rows.append({name: (text or b"").decode() for name, text in row})
+        return rows
+
+    @staticmethod
+    def _row(rows: list[dict[str, str]], kind: str, isa: str, threads: int, seconds: float) -> int:
+        """Where the loop stands in its table; the C side trusts what it gets."""
+        known = [f"{row['kind']}/{row['isa']}" for row in rows]
+        if f"{kind}/{isa}" not in known:
+            raise ValueError(f"expected one of {', '.join(known)} on this processor, got {kind}/{isa}")
+        if not 1 <= threads <= 4096:
+            raise ValueError(f"threads: expected 1 to 4096, got {threads}")
+        if not 0 < seconds <= 60:
+            raise ValueError(f"seconds: expected more than 0 and at most 60, got {seconds}")
+        return known.index(f"{kind}/{isa}")
+
+    @staticmethod
+    def _figure(value: float, threads: int) -> float:
+        if math.isnan(value):
+            raise RuntimeError(f"the probe found no memory, or could not start {threads} threads")
+        return value
+
+
 @cache
-def module() -> ModuleType:
-    """The native probe module. Raises RuntimeError, in one line, where it is not built."""
-    name = "_probe"
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = _extension.LIB_DIR / f"{name}{suffix}"
-        if path.exists():
-            spec = importlib.util.spec_from_file_location(name, path)
-            assert spec is not None and spec.loader is not None
-            try:
-                found = importlib.util.module_from_spec(spec)
-                spec.loader.exec_module(found)
-            except ImportError as error:
-                raise RuntimeError(f"the probe module does not load: {error}") from error
-            return found
-    raise RuntimeError(
-        "the probe module is not built: expected "
-        f"_lib/_probe{importlib.machinery.EXTENSION_SUFFIXES[0]} (pip install pybind11, then build again)"
-    )
+def library() -> Library:
+    """The native probe. Raises RuntimeError, in one line, where it is not built."""
+    path = _extension.LIB_DIR / "libslowfast_probe.so"
+    if not path.exists():
+        raise RuntimeError(f"the probe is not built ({path.name} is missing)")
+    try:
+        return Library(path)
+    except (OSError, AttributeError) as error:
+        raise RuntimeError(f"the probe does not load: {error}") from error
 
 
 def available() -> bool:
-    """Whether the probe module is there."""
+    """Whether the probe is there."""
     try:
-        module()
+        library()
     except RuntimeError:
         return False
     return True
@@ -50,7 +112,7 @@ def available() -> bool:
 
 def caches() -> dict[str, int]:
     """Bytes of the data caches of one core: l1, l2, l3, as far as the system tells."""
-    found: dict[str, int] = dict(module().caches())
+    found = library().caches()
     try:
         for index in sorted(_CACHES.glob("index*")):
             kind, level = (index / "type").read_text().strip(), (index / "level").read_text().strip()
@@ -85,7 +147,7 @@ def _threads(threads: int | None) -> int:
 def arithmetic(threads: int | None = None, seconds: float = 0.03, slices: int = 3) -> dict[str, float]:
     """Giga-operations per second of every loop this processor runs, keyed "fp32/avx512"; a multiply and an
     add count as two."""
-    count, native = _threads(threads), module()
+    count, native = _threads(threads), library()
     return {
         f"{row['kind']}/{row['isa']}": _highest(
             lambda row=row: native.operations(row["kind"], row["isa"], count, seconds) / 1e9, slices
@@ -108,7 +170,7 @@ def memory(
     eight times the level-3 cache together, whichever is more (at most 1 GiB). "copy_stream" writes past the
     caches.
     """
-    count, native, size = _threads(threads), module(), caches()
+    count, native, size = _threads(threads), library(), caches()
     l2, l3 = size.get("l2", 1 << 20), size.get("l3", 0)
     working = {
         "l2": l2 // 2,
@@ -147,9 +209,9 @@ def ceilings(threads: int | None = None, quick: bool = True) -> dict[str, Any]:
         fp32_isa, bf16_isa, int8_isa   what was measured
         detail          (not quick) every single figure
 
-    Raises RuntimeError where the probe module is not built or the processor is not an x86-64.
+    Raises RuntimeError where the probe is not built or the processor is not an x86-64.
     """
-    count, native = _threads(threads), module()
+    count, native = _threads(threads), library()
     rows = native.arithmetic()
     if not rows:
         raise RuntimeError("the probe has loops for x86-64 processors only")

@@ -25,7 +25,9 @@ def _load() -> None:
     global _cpu, cpu_missing
     path = LIB_DIR / "libslowfast_cpu.so"
     if not path.exists():
-        cpu_missing = f"the native CPU library is not built ({path.name} is missing)"
+        told = LIB_DIR / "missing.txt"  # what setup.py knew
+        reason = told.read_text().strip() if told.exists() else f"{path.name} is missing"
+        cpu_missing = f"the native CPU library is not built ({reason})"
         return
     try:
         torch.ops.load_library(str(path))
@@ -39,7 +41,7 @@ def _load() -> None:
         cpu_missing = f"the native CPU library does not load: {error}"
         return
     if _cpu.slowfast_cpu_isa_found() == 0:
-        cpu_missing = "this processor has no AVX2 and FMA, which the native CPU kernels need"
+        cpu_missing = "this processor has no instruction set that the CPU kernels are built for (AVX2, FMA and F16C at least)"
 
 
 _load()

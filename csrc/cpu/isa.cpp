@@ -6,35 +6,68 @@
 
 namespace slowfast {
 
-#if defined(__x86_64__)
+#if defined(SLOWFAST_HAS_AVX2)
 namespace avx2 {
 extern const KernelTable kTable;
 }
+#endif
+#if defined(SLOWFAST_HAS_AVX512)
 namespace avx512 {
 extern const KernelTable kTable;
 }
+#endif
+#if defined(SLOWFAST_HAS_AVX512_BF16)
 namespace avx512_bf16 {
 extern const KernelTable kTable;
 }
 #endif
 
-Isa isa_found() {
+namespace {
+
+// Kernels of an instruction set; null where this build has none.
+const KernelTable* table(Isa isa) {
+    switch (isa) {
+#if defined(SLOWFAST_HAS_AVX2)
+        case Isa::avx2:
+            return &avx2::kTable;
+#endif
+#if defined(SLOWFAST_HAS_AVX512)
+        case Isa::avx512:
+            return &avx512::kTable;
+#endif
+#if defined(SLOWFAST_HAS_AVX512_BF16)
+        case Isa::avx512_bf16:
+            return &avx512_bf16::kTable;
+#endif
+        default:
+            return nullptr;
+    }
+}
+
+}  // namespace
+
+Isa isa_of_processor() {
 #if defined(__x86_64__)
-    static const Isa found = [] {
-        __builtin_cpu_init();
-        if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-              __builtin_cpu_supports("f16c")))
-            return Isa::none;
-        if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")))
-            return Isa::avx2;
-        return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") ? Isa::avx512_bf16
-                                                                                            : Isa::avx512;
-    }();
-    return found;
+    __builtin_cpu_init();
+    if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")))
+        return Isa::none;
+    if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")))
+        return Isa::avx2;
+    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") ? Isa::avx512_bf16
+                                                                                        : Isa::avx512;
 #else
     return Isa::none;
 #endif
+}
+
+Isa isa_found() {
+    static const Isa found = [] {
+        int isa = static_cast<int>(isa_of_processor());
+        while (isa > 0 && !table(static_cast<Isa>(isa))) --isa;
+        return static_cast<Isa>(isa);
+    }();
+    return found;
 }
 
 namespace {
@@ -49,25 +82,15 @@ Isa isa_current() {
 }
 
 bool set_isa(Isa isa) {
-    if (isa == Isa::none || static_cast<int>(isa) > static_cast<int>(isa_found())) return false;
+    if (!table(isa) || static_cast<int>(isa) > static_cast<int>(isa_found())) return false;
     current().store(static_cast<int>(isa), std::memory_order_relaxed);
     return true;
 }
 
 const KernelTable& kernels() {
-#if defined(__x86_64__)
-    switch (isa_current()) {
-        case Isa::avx512_bf16:
-            return avx512_bf16::kTable;
-        case Isa::avx512:
-            return avx512::kTable;
-        default:
-            return avx2::kTable;
-    }
-#else
     static const KernelTable none{};
-    return none;
-#endif
+    const KernelTable* found = table(isa_current());
+    return found ? *found : none;
 }
 
 }  // namespace slowfast

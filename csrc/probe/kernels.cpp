@@ -1,5 +1,7 @@
 #include "probe/kernels.h"
 
+#include <cstring>
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -175,31 +177,31 @@ const Cpu& cpu() {
 
 }  // namespace
 
-const std::vector<Arithmetic>& arithmetic() {
-    static const std::vector<Arithmetic> table = [] {
-        std::vector<Arithmetic> t;
+const Table<Arithmetic>& arithmetic() {
+    static const Table<Arithmetic> table = [] {
+        Table<Arithmetic> t{};
 #if defined(__x86_64__)
-        t.push_back({"fp32", "sse2", "mulps + addps", 2.0 * 4 * kFew, fp32_sse2});
-        if (cpu().avx2) t.push_back({"fp32", "avx2", "vfmadd ymm", 2.0 * 8 * kFew, fp32_avx2});
-        if (cpu().avx512) t.push_back({"fp32", "avx512", "vfmadd zmm", 2.0 * 16 * kMany, fp32_avx512});
-        if (cpu().bf16) t.push_back({"bf16", "avx512_bf16", "vdpbf16ps zmm", 2.0 * 32 * kMany, bf16_avx512});
-        if (cpu().avx_vnni) t.push_back({"int8", "avx_vnni", "vpdpbusd ymm", 2.0 * 32 * kFew, int8_avx_vnni});
-        if (cpu().vnni) t.push_back({"int8", "avx512_vnni", "vpdpbusd zmm", 2.0 * 64 * kMany, int8_avx512});
+        t.add({"fp32", "sse2", "mulps + addps", 2.0 * 4 * kFew, fp32_sse2});
+        if (cpu().avx2) t.add({"fp32", "avx2", "vfmadd ymm", 2.0 * 8 * kFew, fp32_avx2});
+        if (cpu().avx512) t.add({"fp32", "avx512", "vfmadd zmm", 2.0 * 16 * kMany, fp32_avx512});
+        if (cpu().bf16) t.add({"bf16", "avx512_bf16", "vdpbf16ps zmm", 2.0 * 32 * kMany, bf16_avx512});
+        if (cpu().avx_vnni) t.add({"int8", "avx_vnni", "vpdpbusd ymm", 2.0 * 32 * kFew, int8_avx_vnni});
+        if (cpu().vnni) t.add({"int8", "avx512_vnni", "vpdpbusd zmm", 2.0 * 64 * kMany, int8_avx512});
 #endif
         return t;
     }();
     return table;
 }
 
-const std::vector<Memory>& memory() {
-    static const std::vector<Memory> table = [] {
-        std::vector<Memory> t;
+const Table<Memory>& memory() {
+    static const Table<Memory> table = [] {
+        Table<Memory> t{};
 #if defined(__x86_64__)
-#define SF_MEMORY_ROWS(ISA)                                      \
-    t.push_back({"read", #ISA, 1, 0, read_##ISA});               \
-    t.push_back({"copy", #ISA, 1, 1, copy_##ISA});               \
-    t.push_back({"copy_stream", #ISA, 1, 1, copy_stream_##ISA}); \
-    t.push_back({"triad", #ISA, 2, 1, triad_##ISA});
+#define SF_MEMORY_ROWS(ISA)                          \
+    t.add({"read", #ISA, 1, 0, read_##ISA});         \
+    t.add({"copy", #ISA, 1, 1, copy_##ISA});         \
+    t.add({"copy_stream", #ISA, 1, 1, copy_stream_##ISA}); \
+    t.add({"triad", #ISA, 2, 1, triad_##ISA});
         SF_MEMORY_ROWS(sse2)
         if (cpu().avx2) {
             SF_MEMORY_ROWS(avx2)
@@ -213,15 +215,19 @@ const std::vector<Memory>& memory() {
     return table;
 }
 
-std::vector<std::string> features() {
-    std::vector<std::string> names;
+const char* features() {
+    static char names[80] = "";
 #if defined(__x86_64__)
-    names.push_back("sse2");
-    if (cpu().avx2) names.push_back("avx2");
-    if (cpu().avx_vnni) names.push_back("avx_vnni");
-    if (cpu().avx512) names.push_back("avx512");
-    if (cpu().bf16) names.push_back("avx512_bf16");
-    if (cpu().vnni) names.push_back("avx512_vnni");
+    static const bool filled = [] {
+        std::strcat(names, "sse2");
+        if (cpu().avx2) std::strcat(names, " avx2");
+        if (cpu().avx_vnni) std::strcat(names, " avx_vnni");
+        if (cpu().avx512) std::strcat(names, " avx512");
+        if (cpu().bf16) std::strcat(names, " avx512_bf16");
+        if (cpu().vnni) std::strcat(names, " avx512_vnni");
+        return true;
+    }();
+    (void)filled;
 #endif
     return names;
 }

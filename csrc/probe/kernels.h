@@ -1,11 +1,9 @@
 // The loops that the probe times, one table per instruction set. Each loop is compiled with a function target
-// attribute and reached through its table, so the module loads and runs on any x86-64.
+// attribute and reached through its table, so the library loads and runs on any x86-64.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <string>
-#include <vector>
 
 namespace slowfast::probe {
 
@@ -32,10 +30,16 @@ struct Memory {
 };
 
 // Loops that this processor can run, weakest instruction set first.
-const std::vector<Arithmetic>& arithmetic();
-const std::vector<Memory>& memory();
+template <class Row>
+struct Table {
+    Row rows[12];
+    int count;
+    void add(const Row& row) { rows[count++] = row; }
+};
+const Table<Arithmetic>& arithmetic();
+const Table<Memory>& memory();
 
-// Instruction sets of this processor among those of the tables.
-std::vector<std::string> features();
+// Instruction sets of this processor among those of the tables, with spaces between.
+const char* features();
 
 }  // namespace slowfast::probe

@@ -1,23 +1,23 @@
-"""The probe module: what it offers and what it refuses; figures only have to be possible."""
+"""The probe: what it offers and what it refuses; figures only have to be possible."""
 
 import pytest
 
 from slowfast_kernels import _extension
 from slowfast_kernels.bench import probe, roofline
 
-built = pytest.mark.skipif(not probe.available(), reason="the probe module is not built (needs pybind11)")
+built = pytest.mark.skipif(not probe.available(), reason="the probe is not built")
 
 
-def test_a_missing_module_is_one_clear_line(monkeypatch, tmp_path):
+def test_a_missing_probe_is_one_clear_line(monkeypatch, tmp_path):
     monkeypatch.setattr(_extension, "LIB_DIR", tmp_path)
-    probe.module.cache_clear()
+    probe.library.cache_clear()
     try:
-        with pytest.raises(RuntimeError, match="probe module is not built.*_probe") as error:
+        with pytest.raises(RuntimeError, match="probe is not built.*libslowfast_probe") as error:
             probe.ceilings(1)
         assert "\n" not in str(error.value)
         assert not probe.available()
     finally:
-        probe.module.cache_clear()
+        probe.library.cache_clear()
 
 
 @built
@@ -27,23 +27,23 @@ def test_ceilings_have_the_keys_that_floors_are_made_of():
     for key in ("fp32_gflops", "bf16_gflops", "read_gbs", "copy_gbs", "triad_gbs"):
         assert found[key] > 0
     assert found["int8_gops"] is None or found["int8_gops"] > 0
-    assert found["fp32_isa"] in probe.module().features()
+    assert found["fp32_isa"] in probe.library().features()
 
 
 @built
 def test_loops_match_what_the_kernels_found():
     """The probe and the kernels ask the processor separately; they must agree on what it has."""
-    features = set(probe.module().features())
+    features = set(probe.library().features())
     if _extension.cpu_missing:
         pytest.skip(f"nothing to compare with: {_extension.cpu_missing}")
     assert ("avx512" in features) == (_extension.cpu_isa_found() in ("avx512", "avx512_bf16"))
-    for row in [*probe.module().arithmetic(), *probe.module().memory()]:
+    for row in [*probe.library().arithmetic(), *probe.library().memory()]:
         assert row["isa"] in features
 
 
 @built
 def test_every_loop_runs_on_two_threads():
-    native = probe.module()
+    native = probe.library()
     for row in native.arithmetic():
         assert native.operations(row["kind"], row["isa"], 2, 0.001) > 0
     for row in native.memory():
@@ -63,7 +63,7 @@ def test_every_loop_runs_on_two_threads():
 )
 def test_nonsense_is_refused(call):
     with pytest.raises(ValueError, match="expected"):
-        call(probe.module())
+        call(probe.library())
 
 
 def test_floor_is_the_slower_of_arithmetic_and_traffic():
