@@ -73,18 +73,19 @@ $(VENV)/.env: pyproject.toml | $(PY)
 	else $(PIP) install -q 'torch==2.13.0+cpu' 2>/dev/null || $(PIP) install 'torch>=2.11'; fi
 	@touch $@
 
-# The package as links; an editable installation without native code, because pip would hide the compiler's progress.
-$(VENV)/.package: $(VENV)/.env setup.py $(wildcard slowfast_kernels/*.py)
+# The package as links, made again when a file of its folder comes or goes. Without native code, because pip would
+# hide the compiler's progress.
+$(VENV)/.package: $(VENV)/.env setup.py pyproject.toml slowfast_kernels
 	SLOWFAST_NO_NATIVE=1 $(PIP) install -q --no-build-isolation --no-deps -e .
 	@touch $@
 
 # The CPU kernels for this machine's instruction set: enough to run, a third of the compiler's work.
-$(VENV)/.demo: $(VENV)/.package $(NATIVE)
+$(VENV)/.demo: $(VENV)/.env $(NATIVE) | $(VENV)/.package
 	SLOWFAST_ISAS=native SLOWFAST_CUDA=OFF $(BUILD)
 	@touch $@
 
 # Everything, also the CUDA kernels: for the GPU where there is nvcc, and for the host, where the tests emulate one.
-$(VENV)/.built: $(VENV)/.package $(NATIVE)
+$(VENV)/.built: $(VENV)/.env $(NATIVE) | $(VENV)/.package
 	SLOWFAST_EMULATOR=ON $(BUILD)
 	@touch $@
 

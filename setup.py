@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -42,7 +43,9 @@ def not_native() -> str | None:
     if sys.platform != "linux":
         return f"the native kernels are for Linux, this is {platform.system()}"
     if platform.machine() != "x86_64" and os.environ.get("SLOWFAST_CUDA") != "ON":
-        return f"the native kernels are for x86-64, this is {platform.machine()} (SLOWFAST_CUDA=ON: CUDA only)"
+        return (
+            f"the native kernels are for x86-64, this is {platform.machine()} (SLOWFAST_CUDA=ON: CUDA only)"
+        )
     if shutil.which(os.environ.get("CXX", "c++")) is None and shutil.which("g++") is None:
         return "no C++ compiler was found"
     return None
@@ -98,10 +101,13 @@ class CMakeBuild(build_ext):
         print("slowfast-kernels build configuration:")
         for key, value in config.items():
             print(f"  {key} = {value}", flush=True)
-        cmake = shutil.which("cmake") or "cmake"
+        # The environment's own CMake and Ninja, which are on the path only where it was activated.
+        scripts = sysconfig.get_path("scripts")
+        env = {**os.environ, "PATH": os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)])}
+        cmake = shutil.which("cmake", path=env["PATH"]) or "cmake"
         defs = [f"-D{key}={value}" for key, value in config.items()]
-        subprocess.run([cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *defs], check=True)
-        subprocess.run([cmake, "--build", build], check=True)
+        subprocess.run([cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *defs], check=True, env=env)
+        subprocess.run([cmake, "--build", build], check=True, env=env)
 
 
 class Wheel(bdist_wheel):

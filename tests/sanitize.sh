@@ -13,7 +13,7 @@ cmake=$(dirname "$python")/cmake
 mkdir -p "$build"
 
 "$cmake" -S . -B "$build" -G Ninja -DPython_EXECUTABLE="$python" -DCMAKE_BUILD_TYPE=Release \
-    -DSLOWFAST_SANITIZE=ON -DSLOWFAST_OUTPUT_DIR="$build/lib" >"$build.log" 2>&1 ||
+    -DSLOWFAST_SANITIZE=ON -DSLOWFAST_EMULATOR=ON -DSLOWFAST_OUTPUT_DIR="$build/lib" >"$build.log" 2>&1 ||
     { cat "$build.log"; exit 1; }
 "$cmake" --build "$build" --target slowfast_cpu slowfast_emulated
 
