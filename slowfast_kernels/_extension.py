@@ -41,7 +41,8 @@ def _load() -> None:
         cpu_missing = f"the native CPU library does not load: {error}"
         return
     if _cpu.slowfast_cpu_isa_found() == 0:
-        cpu_missing = "this processor has no instruction set that the CPU kernels are built for (AVX2, FMA and F16C at least)"
+        needed = "AVX2, FMA and F16C at least"
+        cpu_missing = f"this processor has no instruction set that the CPU kernels are built for ({needed})"
 
 
 _load()

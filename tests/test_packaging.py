@@ -14,9 +14,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from check_wheel import metadata, names, problems, relative_links, tag
 
 import slowfast_kernels
+from check_wheel import metadata, names, problems, relative_links, tag
 from slowfast_kernels import _extension
 
 ROOT = Path(__file__).resolve().parents[1]
