@@ -65,9 +65,10 @@ $(PY):
 $(VENV)/.env: pyproject.toml | $(PY)
 	@command -v $${CXX:-c++} >/dev/null || command -v g++ >/dev/null || \
 	    { echo "no C++ compiler found: apt-get install g++"; exit 1; }
-	$(PIP) install -q 'setuptools>=77' 'cmake>=3.24' ninja numpy tqdm pyyaml 'av>=17' matplotlib
+	@echo 'installing PyTorch and the packages that building and running need'
+	@$(PIP) install -q 'setuptools>=77' 'cmake>=3.24' ninja numpy tqdm pyyaml 'av>=17' matplotlib
 	@# The CPU build of PyTorch where there is no GPU and the package index has one.
-	if [ -n "$(TORCH)" ]; then $(PIP) install '$(TORCH)'; \
+	@if [ -n "$(TORCH)" ]; then $(PIP) install '$(TORCH)'; \
 	elif $(PY) -c 'import torch' 2>/dev/null; then :; \
 	elif command -v nvidia-smi >/dev/null; then $(PIP) install 'torch>=2.11'; \
 	else $(PIP) install -q 'torch==2.13.0+cpu' 2>/dev/null || $(PIP) install 'torch>=2.11'; fi

@@ -1,7 +1,7 @@
 """Table of whole models: ours frozen, ours on the reference, and the peers, interleaved in one run."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -147,7 +147,7 @@ def lines(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
-def table(results: list[Mapping[str, Any]]) -> str:
+def table(results: Sequence[Mapping[str, Any]]) -> str:
     """All results as text."""
     return report.table([line for result in results for line in lines(result)], HEADER)
 

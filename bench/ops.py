@@ -3,7 +3,7 @@ layer."""
 
 import contextlib
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -149,6 +149,6 @@ def times_faster(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}x"
 
 
-def table(results: list[Mapping[str, Any]]) -> str:
+def table(results: Sequence[Mapping[str, Any]]) -> str:
     """All results as text."""
     return report.table([line for result in results for line in lines(result)], HEADER)

@@ -32,8 +32,15 @@ def relative_links(text):
     return [target for target in re.findall(r"\]\(([^)]*)\)", text) if not re.match(r"https?:|#", target)]
 
 
+def has_cuda(wheel):
+    return any(name.endswith("/libslowfast_cuda.so") for name in names(wheel))
+
+
 def too_new(wheel):
-    """Platforms that are newer than PyTorch's own; a tag that names several holds for the oldest."""
+    """Whether it asks for a newer system than PyTorch's own; a tag that names several holds for the oldest. With the
+    CUDA library it may: CUDA's static runtime takes the newest symbols that the compiling system has."""
+    if has_cuda(wheel):
+        return False
     minors = [int(m[1]) for m in map(re.compile(r"manylinux_2_(\d+)_").match, tag(wheel)[2]) if m]
     return bool(minors) and min(minors) > OLDEST
 
@@ -75,10 +82,8 @@ def main(paths):
     status = 0
     for path in map(Path, paths):
         found = problems(path)
-        cuda = any(name.endswith("libslowfast_cuda.so") for name in names(path))
-        print(
-            f"{path}: {'; '.join(found) or 'as it should be'} ({'with' if cuda else 'without'} the CUDA library)"
-        )
+        cuda = "with" if has_cuda(path) else "without"
+        print(f"{path}: {'; '.join(found) or 'as it should be'} ({cuda} the CUDA library)")
         status |= bool(found)
     return status
 

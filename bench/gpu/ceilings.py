@@ -16,7 +16,7 @@ def items(machine: Machine) -> list[Item]:
     """Copy, matrix products, launches, convolution."""
     return [
         Item("copy", lambda: [_copy(machine)]),
-        *(Item(f"gemm {d}", lambda d=d: [_gemm(machine, d)]) for d in ("bf16", "fp16", "tf32", "fp32")),
+        *(Item(f"gemm {d}", lambda d=d: [_gemm(machine, d)]) for d in ("bf16", "fp16", "tf32", "fp32")),  # type: ignore[misc]
         Item("launch", lambda: [_launch(machine)]),
         Item("conv3d", lambda: _conv3d(machine)),
     ]
@@ -66,8 +66,8 @@ def _conv3d(machine: Machine) -> list[dict[str, Any]]:
         last2 = weight[:, :, 0].contiguous(memory_format=torch.channels_last)
         flops = 2 * 9 * c * c * n * t * side * side
         runs: dict[str, Callable[[], Any]] = {
-            "conv3d": lambda x=x, w=last: F.conv3d(x, w, padding=(0, 1, 1)),
-            "conv2d": lambda x=flat, w=last2: F.conv2d(x, w, padding=1),
+            "conv3d": lambda x=x, w=last: F.conv3d(x, w, padding=(0, 1, 1)),  # type: ignore[misc]
+            "conv2d": lambda x=flat, w=last2: F.conv2d(x, w, padding=1),  # type: ignore[misc]
         }
         for name, run in runs.items():
             entry: dict[str, Any] = {"name": f"{name}_{dtype}_gflops", "unit": "GFLOP/s", "value": None}

@@ -61,7 +61,7 @@ def items(machine: Machine) -> list[Item]:
             found.append(
                 Item(
                     " ".join([op, provider, *(() if machine.dry else dtypes)]),
-                    lambda op=op, p=provider, d=dtypes: [check_op(machine, op, p, _cases(machine, op), d)],
+                    lambda op=op, p=provider, d=dtypes: [check_op(machine, op, p, _cases(machine, op), d)],  # type: ignore[misc]
                 )
             )
     return found

@@ -62,7 +62,7 @@ def compiling_ahead() -> Iterator[bool]:
 def packing_once() -> Iterator[None]:
     """While open, weights are packed at the first call and kept, as a frozen model holds them: the functional ops
     pack theirs at every call."""
-    modules = []
+    modules: list[Any] = []
     for name in PACKING:
         with contextlib.suppress(ImportError):
             modules.append(importlib.import_module(f"slowfast_kernels.ops.{name}"))

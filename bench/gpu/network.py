@@ -91,7 +91,7 @@ def fixed(module: nn.Module) -> nn.Module:
     for part in module.modules():
         if isinstance(part, ConvBN | Lateral):
             value = part.folded()
-            part.folded = lambda value=value: value  # type: ignore[assignment]
+            part.folded = lambda value=value: value  # type: ignore[assignment, misc]
     return module
 
 
@@ -412,7 +412,7 @@ def _measure_model(machine: Machine, batch: int, dtype: str, modes: Sequence[str
     def frozen() -> Contender:
         net = freeze(on_device, kind)
         ours[:] = [net]
-        return Contender(FROZEN, [lambda one=one: net(one) for one in clips], ours=True, graph=False)
+        return Contender(FROZEN, [lambda one=one: net(one) for one in clips], ours=True, graph=False)  # type: ignore[misc]
 
     def plainly(who: str, make: Callable[[], Callable[..., Any]]) -> Contender:
         net = make()
@@ -426,7 +426,7 @@ def _measure_model(machine: Machine, batch: int, dtype: str, modes: Sequence[str
                 return net(*x)
 
         replay = Replayed(machine, call, *clips[0])
-        return Contender(who, [lambda one=one: replay(*one) for one in clips], graph=False, note="captured")
+        return Contender(who, [lambda one=one: replay(*one) for one in clips], graph=False, note="captured")  # type: ignore[misc]
 
     makers: dict[str, Callable[[], Callable[..., Any]]] = {}
     for mode in modes:

@@ -15,6 +15,7 @@ there is no cuDNN the fused form computes the same with separate layers, so that
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -106,11 +107,12 @@ class ViewConv(nn.Module):
 
 def max_pool(x: Tensor, window: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Tensor:
     """Max-pool of [N, C, T, H, W], on a 2-D view if it leaves the frames alone."""
+    window, stride, padding = tuple(window), tuple(stride), tuple(padding)
     if (window[0], stride[0], padding[0]) != (1, 1, 0):
-        return F.max_pool3d(x, window, stride, padding)  # type: ignore[arg-type]
+        return F.max_pool3d(x, window, stride, padding)
     n, c, t, h, w = x.shape
     flat = _rows(x).view(n * t, h, w, c).permute(0, 3, 1, 2)
-    y = F.max_pool2d(flat, window[1:], stride[1:], padding[1:]).permute(0, 2, 3, 1)  # type: ignore[arg-type]
+    y = F.max_pool2d(flat, window[1:], stride[1:], padding[1:]).permute(0, 2, 3, 1)
     return y.reshape(n, t, *y.shape[1:3], c).permute(0, 4, 1, 2, 3)
 
 
@@ -176,11 +178,12 @@ class FusedConv(nn.Module):
 
     @staticmethod
     def _whole_is_faster(arguments: tuple[Any, ...]) -> bool:
+        call: Callable[..., Any] = functools.partial(_conv, *arguments)
         try:
-            whole = autotune.time_call(lambda: _conv(*arguments, True), 5)
+            whole = autotune.time_call(functools.partial(call, whole=True), 5)
         except RuntimeError:  # no such engine: 3-D kernels, odd channel counts
             return False
-        return whole <= autotune.time_call(lambda: _conv(*arguments, False), 5)
+        return whole <= autotune.time_call(functools.partial(call, whole=False), 5)
 
 
 class FusedBlock(nn.Module):

@@ -143,7 +143,7 @@ def target_table(rows: Sequence[Row]) -> list[str]:
 
 def correctness_lines(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """One line for each op and provider."""
-    found = []
+    found: list[tuple[str, ...]] = []
     for r in records:
         refused = sum(len(v) for v in r.get("refused", {}).values())
         verdict = "FAILED" if r["failures"] else ("ok" if r["passed"] else "not run")

@@ -174,12 +174,12 @@ def _pack(machine: Machine, batch: int, dtype: str = "bf16") -> list[dict[str, A
     def torch_form() -> Contender:
         frames, alpha = first[0][:2]
         pack = peers.TorchPack(frames.shape[1], alpha, mean, std, frames.device)
-        return Contender("torch", [lambda x=args[0]: pack(x, DTYPES[dtype]) for args, _ in sets])
+        return Contender("torch", [lambda x=args[0]: pack(x, DTYPES[dtype]) for args, _ in sets])  # type: ignore[misc]
 
     exact = reference_of("pack_pathways", testing.to_float64(first))
     yardstick = reference_of("pack_pathways", first)
     builders: dict[str, Builder] = {**ours("pack_pathways", sets), "torch": torch_form}
-    about = {"op": "pack_pathways", "case": case.name, "count": case.count}
+    about: dict[str, Any] = {"op": "pack_pathways", "case": case.name, "count": case.count}
     about |= {"flops": cost.flops, "bytes": cost.bytes, "batch": batch}
     return [compare(machine, builders, exact, yardstick, dtype=dtype, what="pack_pathways view", **about)]
 
@@ -232,17 +232,23 @@ def _roi(machine: Machine, case: Case, dtype: str, backward: bool) -> list[dict[
         name: functools.partial(build, name, functools.partial(own, name), True) for name in PROVIDERS
     }
     for name, align in peers.ALIGNS.items():
-        builders[name] = functools.partial(build, name, lambda align=align: other(align()), False)
+        builders[name] = functools.partial(build, name, lambda align=align: other(align()), False)  # type: ignore[misc]
     if backward:
         exact = detached(_backward(own("reference"), *testing.to_float64(first)[0])())
         yardstick = detached(_backward(own("reference"), *first[0])())
         # Written once: the gradients of both maps; read: the upstream gradient, of next to no size.
-        work = {"flops": 0, "bytes": bytes_of(*first[0][:2])}
+        work: dict[str, Any] = {"flops": 0, "bytes": bytes_of(*first[0][:2])}
     else:
         exact, yardstick = exact_of(machine, op, first), reference_of(op, first)
         work = {"flops": cost.flops, "bytes": cost.bytes}
     what = f"{op} {'backward' if backward else 'forward'}, {case.name}"
-    about = {"op": op, "case": case.name, "count": case.count, "batch": 1, "backward": backward}
+    about: dict[str, Any] = {
+        "op": op,
+        "case": case.name,
+        "count": case.count,
+        "batch": 1,
+        "backward": backward,
+    }
     return [compare(machine, builders, exact, yardstick, dtype=dtype, what=what, **about, **work)]
 
 

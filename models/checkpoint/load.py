@@ -104,7 +104,7 @@ def load_checkpoint(path: str | Path, model: str | None = None, **overrides: Any
     info = CheckpointInfo(
         str(path), _format(contents, names, config), config.source, describe(config), result.assumed
     )
-    network.checkpoint = info
+    network.checkpoint = info  # type: ignore[assignment]  # torch declares parameters and modules only
     log.log(logging.WARNING if result.decisive else logging.INFO, "%s", info)
     return network
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -90,8 +90,8 @@ class Network:
         self.config, self.dtype = model.config, dtype
         self.device = next(model.parameters()).device
         self.paths = model.config.pathways
-        self.stem = {p: self.make_stem(model.stem[p]) for p in self.paths}
-        self.lateral = [self.make_lateral(m) for m in model.lateral]
+        self.stem = {p: self.make_stem(cast(blocks.Stem, model.stem[p])) for p in self.paths}
+        self.lateral = [self.make_lateral(cast(blocks.Lateral, m)) for m in model.lateral]
         self.stages = {s: {p: self.make_stage(getattr(model, s)[p]) for p in self.paths} for s in STAGES}
         self.head = PackedHead(model.head, model.config.head.output)
 
