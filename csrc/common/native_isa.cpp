@@ -1,5 +1,5 @@
-// Prints the best instruction set of this machine that there are kernels for, or nothing: SLOWFAST_ISAS=native.
-// It is the library's own code that asks.
+// Prints the best instruction set of this machine that there are kernels for, or nothing:
+// SLOWFAST_ISAS=native. It is the library's own code that asks.
 
 #include <cstdio>
 

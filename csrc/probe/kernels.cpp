@@ -197,9 +197,9 @@ const Table<Memory>& memory() {
     static const Table<Memory> table = [] {
         Table<Memory> t{};
 #if defined(__x86_64__)
-#define SF_MEMORY_ROWS(ISA)                          \
-    t.add({"read", #ISA, 1, 0, read_##ISA});         \
-    t.add({"copy", #ISA, 1, 1, copy_##ISA});         \
+#define SF_MEMORY_ROWS(ISA)                                \
+    t.add({"read", #ISA, 1, 0, read_##ISA});               \
+    t.add({"copy", #ISA, 1, 1, copy_##ISA});               \
     t.add({"copy_stream", #ISA, 1, 1, copy_stream_##ISA}); \
     t.add({"triad", #ISA, 2, 1, triad_##ISA});
         SF_MEMORY_ROWS(sse2)

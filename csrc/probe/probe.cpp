@@ -1,5 +1,5 @@
-// libslowfast_probe: measured ceilings of this machine. C functions, called through ctypes (bench/probe.py), which
-// checks the arguments: the library depends on no version of Python.
+// libslowfast_probe: measured ceilings of this machine. C functions, called through ctypes (bench/probe.py),
+// which checks the arguments: the library depends on no version of Python.
 
 #include <unistd.h>
 
@@ -29,8 +29,8 @@ double seconds_since(Clock::time_point start) {
 std::atomic<float> sink{0.0f};
 
 // Every thread calls prepare(i), then all start together and call work(i) again and again for `seconds`;
-// work returns the units it did. Result: units per second, summed over the threads; NaN without the memory or the
-// threads for it.
+// work returns the units it did. Result: units per second, summed over the threads; NaN without the memory or
+// the threads for it.
 template <class Prepare, class Work>
 double rate(int threads, double seconds, const Prepare& prepare, const Work& work) {
     std::vector<double> rates(threads, 0.0);
@@ -96,7 +96,8 @@ SLOWFAST_EXPORT const char* slowfast_probe_features() {
     return features();
 }
 
-// Name and instruction set of a loop, "fp32" and "avx512"; null behind the last. Weakest instruction set first.
+// Name and instruction set of a loop, "fp32" and "avx512"; null behind the last. Weakest instruction set
+// first.
 SLOWFAST_EXPORT const char* slowfast_probe_arithmetic(int row, const char** isa, const char** instruction) {
     if (row < 0 || row >= arithmetic().count) return nullptr;
     *isa = arithmetic().rows[row].isa;
@@ -121,8 +122,8 @@ SLOWFAST_EXPORT double slowfast_probe_operations(int row, int threads, double se
         });
 }
 
-// Bytes per second that a memory loop reads plus writes, summed over the threads, in arrays of `bytes` together for
-// each thread. Lines the hardware fetches before writing them are not counted.
+// Bytes per second that a memory loop reads plus writes, summed over the threads, in arrays of `bytes`
+// together for each thread. Lines the hardware fetches before writing them are not counted.
 SLOWFAST_EXPORT double slowfast_probe_bandwidth(int row, int64_t bytes, int threads, double seconds) {
     const Memory& loop = memory().rows[row];
     const int count = loop.reads + loop.writes;
