@@ -1,7 +1,6 @@
 """Drives CMake: the native build is defined in CMakeLists.txt and nowhere else.
 
-Environment: SLOWFAST_NO_NATIVE=1 builds no native code; SLOWFAST_CUDA, SLOWFAST_ISAS and SLOWFAST_EMULATOR are
-CMakeLists.txt's options, SLOWFAST_BUILD_TYPE is CMAKE_BUILD_TYPE.
+Environment variables: docs/install.md, "Build options".
 """
 
 import os
@@ -84,6 +83,9 @@ class CMakeBuild(build_ext):
     """Configure and build with CMake and Ninja into slowfast_kernels/_lib."""
 
     def run(self) -> None:
+        if NOT_NATIVE:
+            print(f"slowfast-kernels: {NOT_NATIVE}: nothing is compiled", file=sys.stderr)
+            return
         import torch
 
         in_place = self.inplace or self.editable_mode

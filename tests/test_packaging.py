@@ -222,6 +222,18 @@ def test_lint_checks_types_where_the_sub_packages_are():
     assert "cd build/editable && " in recipe and "-p slowfast_kernels" in recipe
 
 
+def test_make_demo_compiles_what_it_runs_and_says_so_first(clone):
+    if shutil.which("make") is None:
+        pytest.skip("there is no make")
+    told = run("make", "-s", "hello", cwd=clone)
+    assert "make demo: recognises actions" in told and "about a minute" in told
+    demo, tests = (run("make", "-n", target, cwd=clone) for target in ("demo", "test"))
+    assert "SLOWFAST_ISAS=native SLOWFAST_CUDA=OFF" in demo and "EMULATOR" not in demo
+    assert "SLOWFAST_EMULATOR=ON" in tests and "SLOWFAST_ISAS" not in tests
+    for target in (demo, tests):  # pip hides what a compiler says: it only makes links
+        assert "SLOWFAST_NO_NATIVE=1" in next(line for line in target.splitlines() if line.endswith(" -e ."))
+
+
 @pytest.mark.parametrize("name", ["cpu", "probe"])
 def test_libraries_do_not_need_a_glibc_newer_than_torch(name):
     """libstdc++'s headers would ask glibc 2.32 whether there are threads (csrc/common/glibc.cpp)."""
