@@ -105,4 +105,6 @@ def set_cpu_isa(name: str) -> None:
         raise RuntimeError(f"cannot choose an instruction set: {cpu_missing}")
     wanted = cpu_isa_found() if name == "auto" else name
     if _cpu.slowfast_cpu_set_isa(ISAS.index(wanted)) != 0:
+        if ISAS.index(wanted) < ISAS.index(cpu_isa_found()):
+            raise RuntimeError(f"this build has no {name} kernels (SLOWFAST_ISAS when it was built)")
         raise RuntimeError(f"this processor has {cpu_isa_found()} at best, cannot run {name} kernels")
