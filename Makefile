@@ -39,9 +39,7 @@ lint: $(VENV)/.package $(VENV)/.lint
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/clang-format --dry-run -Werror $$(git ls-files $(CXX_FILES))
-	@# Where the package has its sub-packages models and bench: in the links of the editable installation.
-	cd build/editable && ../../$(PY) -m mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache \
-	    -p slowfast_kernels
+	$(PY) -m mypy -p slowfast_kernels
 
 format: $(VENV)/.lint
 	$(VENV)/bin/ruff check --fix .
@@ -74,9 +72,8 @@ $(VENV)/.env: pyproject.toml | $(PY)
 	else $(PIP) install -q 'torch==2.13.0+cpu' 2>/dev/null || $(PIP) install 'torch>=2.11'; fi
 	@touch $@
 
-# The package as links, made again when a file of its folder comes or goes. Without native code, because pip would
-# hide the compiler's progress.
-$(VENV)/.package: $(VENV)/.env setup.py pyproject.toml slowfast_kernels
+# The package as links, without native code: pip would hide the compiler's progress.
+$(VENV)/.package: $(VENV)/.env setup.py pyproject.toml
 	SLOWFAST_NO_NATIVE=1 $(PIP) install -q --no-build-isolation --no-deps -e .
 	@touch $@
 
@@ -119,4 +116,4 @@ $(VENV)/.lint: $(VENV)/.env
 	@touch $@
 
 clean:
-	rm -rf build $(VENV) slowfast_kernels/_lib
+	rm -rf build dist $(VENV) slowfast_kernels/_lib slowfast_kernels/models slowfast_kernels/bench

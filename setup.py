@@ -120,18 +120,17 @@ class Wheel(bdist_wheel):
 
 
 class Editable(editable_wheel):
-    """An editable installation is a folder of links on the path, which type checkers and editors can follow."""
+    """An editable installation is a folder on the path, which type checkers and editors can follow: a link to the
+    package, in which links to models/ and bench/ stand where an installation has them."""
 
     def initialize_options(self) -> None:
         super().initialize_options()
-        links = ROOT / "build" / "editable" / "slowfast_kernels"
-        shutil.rmtree(links, ignore_errors=True)
-        links.mkdir(parents=True)
-        mapped = {name.rpartition(".")[2]: folder for name, folder in MAPPED.items()}
-        own = {entry.name: entry for entry in PACKAGE.iterdir() if not entry.name.startswith("__pycache__")}
-        (PACKAGE / "_lib").mkdir(exist_ok=True)
-        for name, entry in {**own, "_lib": PACKAGE / "_lib", **mapped}.items():
-            (links / name).symlink_to(os.path.relpath(entry, links), target_is_directory=entry.is_dir())
+        links = {ROOT / "build" / "editable" / "slowfast_kernels": PACKAGE}
+        links |= {PACKAGE / name.rpartition(".")[2]: folder for name, folder in MAPPED.items()}
+        for link, folder in links.items():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(os.path.relpath(folder, link.parent), target_is_directory=True)
         self.distribution.package_dir = {"": "build/editable"}
 
 
