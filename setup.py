@@ -3,13 +3,14 @@
 Environment variables: docs/install.md, "Build options".
 """
 
+import contextlib
+import importlib
 import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -103,9 +104,12 @@ class CMakeBuild(build_ext):
         print("slowfast-kernels build configuration:")
         for key, value in config.items():
             print(f"  {key} = {value}", flush=True)
-        # The environment's own CMake and Ninja, which are on the path only where it was activated.
-        scripts = sysconfig.get_path("scripts")
-        env = {**os.environ, "PATH": os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)])}
+        # CMake and Ninja of this environment, which are on the path only where it was activated.
+        tools = []
+        for package, folder in (("cmake", "CMAKE_BIN_DIR"), ("ninja", "BIN_DIR")):
+            with contextlib.suppress(ImportError):
+                tools.append(getattr(importlib.import_module(package), folder))
+        env = {**os.environ, "PATH": os.pathsep.join([*tools, os.environ.get("PATH", os.defpath)])}
         cmake = shutil.which("cmake", path=env["PATH"]) or "cmake"
         defs = [f"-D{key}={value}" for key, value in config.items()]
         subprocess.run([cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *defs], check=True, env=env)

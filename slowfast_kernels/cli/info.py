@@ -100,7 +100,7 @@ def say_gpu(gpu: dict[str, Any], width: int) -> None:
         simulated = " (simulated on the CPU)" if gpu[f"simulated_{name}"] else ""
         report.say(f"  {name.ljust(width - 2)}  {', '.join(gpu[name]) or 'no op'}{simulated}")
     kernels = gpu["cuda_kernels"]
-    built = f"{kernels} kernels built" if kernels else "not built: there was no nvcc when this was installed"
+    built = f"{kernels} kernels built" if kernels else "not built: without nvcc, or with SLOWFAST_CUDA=OFF"
     report.say(f"  {'cuda library'.ljust(width - 2)}  {built}")
 
 
