@@ -69,7 +69,7 @@ $(VENV)/.env: pyproject.toml | $(PY)
 	@if [ -n "$(TORCH)" ]; then $(PIP) install '$(TORCH)'; \
 	elif $(PY) -c 'import torch' 2>/dev/null; then :; \
 	elif command -v nvidia-smi >/dev/null; then $(PIP) install 'torch>=2.11'; \
-	else $(PIP) install -q 'torch==2.13.0+cpu' 2>/dev/null || $(PIP) install 'torch>=2.11'; fi
+	else $(PIP) install 'torch==2.13.0+cpu' 2>/dev/null || $(PIP) install 'torch>=2.11'; fi
 	@touch $@
 
 # The package as links, without native code: pip would hide the compiler's progress.
