@@ -3,7 +3,9 @@
 import argparse
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,67 +29,50 @@ from slowfast_kernels.bench import (
 )
 from slowfast_kernels.bench.gpu import profile
 from slowfast_kernels.bench.subject import Subject
+from slowfast_kernels.cli import Parser
 from slowfast_kernels.models import configure
 
-KINDS = {
-    "targets": "the project's speed targets, each against its peer (a few minutes)",
-    "models": "the whole network against every peer, and where its time goes",
-    "ops": "single ops on SlowFast's real shapes, every provider and the peers",
-    "scaling": "batch 1, 2, 4, 8 and 32, 64 frames: cost must grow linearly",
-    "memory": "peak resident memory of inference above the weights",
-}
+@dataclass(frozen=True)
+class Kind:
+    """A kind of benchmark: what it measures, how, and which options mean something to it.
 
-EPILOG = f"""\
-kinds:
-{chr(10).join(f"  {name:9s} {text}" for name, text in KINDS.items())}
+    run: (arguments, threads, ceilings) -> what was found. options: keys of `OPTIONS`. dtypes: the default ones.
+    """
 
-peers: {", ".join(peers.PEERS)}, all, none
-  (default: {", ".join(peers.DEFAULT)}; compile takes minutes for a whole network)
+    run: Callable[[argparse.Namespace, int, Mapping[str, Any] | None], "Found"]
+    summary: str
+    about: str
+    examples: str
+    options: Sequence[str]
+    dtypes: Sequence[str] = ("fp32", "bf16")
+    runs: int = 15
 
-examples:
-  slowfast-kernels bench targets
-  slowfast-kernels bench models --dtype bf16 --peers openvino,autocast_cl3d --plot roofline.png
-  slowfast-kernels bench ops --op 'bottleneck3d' --case 'res2.fast*' --dtype fp32,bf16
-  slowfast-kernels bench ops --profile --op bottleneck3d --case res2.fast.0
-  slowfast-kernels bench scaling --runs 5 --json scaling.json
-
-Times are medians of interleaved runs; conversion, packing and compilation are never timed; a speed-up is
-printed only behind a green parity check (relative L2 distance of the outputs).
-"""
+    @property
+    def default_dtypes(self) -> str:
+        return ",".join(self.dtypes)
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options."""
-    p = argparse.ArgumentParser(
+    """The options, those of each kind in a parser of its own."""
+    top = Parser(
         prog="slowfast-kernels bench",
         description="Measure ops and models against the machine's ceilings and other runtimes.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("kind", nargs="?", default="targets", choices=list(KINDS), help="default: targets")
-    p.add_argument("--peers", metavar="LIST", help="comma-separated names, 'all' or 'none'")
-    p.add_argument("--model", default="slowfast_8x8_r50", help="preset (default: slowfast_8x8_r50)")
-    p.add_argument("--op", metavar="PATTERN", help="ops: names or shell patterns, comma-separated")
-    p.add_argument("--case", metavar="PATTERN", help="ops: calls, names or shell patterns, comma-separated")
-    p.add_argument("--dtype", metavar="LIST", help="fp32, bf16 or both (default: both; for ops fp32)")
-    p.add_argument("--only", metavar="LIST", help=f"targets: some of {', '.join(targets.GROUPS)}")
-    p.add_argument(
-        "--profile", action="store_true", help="ops: one call under NVTX ranges and torch.profiler"
-    )
-    p.add_argument("--batch", type=_positive, default=1, help="models, memory, profile: clips in a call")
-    p.add_argument("--crop", type=_positive, metavar="N", help="side of the frames (default: the preset's)")
-    p.add_argument("--frames", type=_positive, metavar="N", help="models, memory: frames of the densest clip")
-    p.add_argument("--threads", type=_positive, metavar="N", help="for everybody (default: torch's number)")
-    p.add_argument(
-        "--runs", type=_positive, metavar="N", help="samples of each contender (default: 15; scaling 7)"
-    )
-    p.add_argument("--cold", action="store_true", help="ops: empty the caches before every sample")
-    p.add_argument("--full", action="store_true", help="targets: also what takes minutes; all cache levels")
-    p.add_argument("--json", metavar="FILE", type=Path, help="write everything measured")
-    p.add_argument("--plot", metavar="FILE", type=Path, help="write a picture (models: the roofline)")
-    p.add_argument("--save", action="store_true", help="keep the run under bench/results/cpu-<processor>/")
-    p.add_argument("--quiet", action="store_true", help="no progress bars")
-    return p
+    kinds = top.add_subparsers(dest="kind", metavar="KIND", required=True)
+    for name, kind in KINDS.items():
+        sub = kinds.add_parser(
+            name,
+            help=kind.summary,
+            description=f"{kind.summary[0].upper()}{kind.summary[1:]}.\n\n{kind.about}",
+            epilog=f"examples:\n{textwrap.indent(kind.examples.strip(), '  ')}\n\n{RULES}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        for option in (*kind.options, *SHARED):
+            settings = {k: v.format(kind=kind) if k == "help" else v for k, v in OPTIONS[option].items()}
+            sub.add_argument(f"--{settings.get('dest', option)}", **settings)
+    return top
 
 
 def _positive(text: str) -> int:
@@ -101,100 +86,115 @@ def _positive(text: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one kind of benchmark; exit status 0, or 2 with one line on the standard error for unusable
-    options."""
+    """Run one kind of benchmark (without a word: targets); exit status 0, or 2 with one line on the standard
+    error for unusable options."""
     words = list(argv or [])
+    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
+        words = ["targets", *words]
     args = parser().parse_args(words)
     args.progress = not args.quiet and sys.stderr.isatty()
-    if args.profile and args.kind not in words:
-        args.kind = "ops"
     try:
+        _check(args)
         with harness.threads(args.threads) as count:
-            return _run(args, count, words)
+            return _profile(args, words) if getattr(args, "profile", False) else _run(args, count, words)
     except ValueError as error:
         sys.stderr.write(f"slowfast-kernels bench: error: {' '.join(str(error).split())}\n")
         return 2
 
 
 def _run(args: argparse.Namespace, threads: int, words: Sequence[str]) -> int:
-    _check(args)
-    if args.profile:
-        return _profile(args, words)
     stamp = harness.environment()
     ceilings = _ceilings(threads, args)
-    kinds: dict[str, Callable[..., _Found]] = {
-        "targets": _targets,
-        "models": _models,
-        "ops": _ops,
-        "scaling": _scaling,
-        "memory": _memory,
-    }
     for line in harness.stamp_lines(stamp):
         report.say(line)
     report.say(f"ceilings: {store.ceiling_line(ceilings)}" if ceilings else "ceilings: not measured")
     report.say("")
-    found = kinds[args.kind](args, threads, ceilings)
+    found = KINDS[args.kind].run(args, threads, ceilings)
     report.say(found.text)
     document = store.document(args.kind, stamp, ceilings, **found.data)
+    written: list[Path] = []
     if args.json:
         report.write_json(args.json, document)
+        written.append(args.json)
+    where = plots.machine(stamp)
     if args.plot:
-        found.plot(args.plot)
+        written += found.plot(args.plot, where)
     if args.save:
         command = shlex.join(["slowfast-kernels", "bench", *words])
-        page = store.markdown(args.kind, stamp, ceilings, found.text, command)
+        page = store.markdown(args.kind, stamp, ceilings, found.page, command)
         folder = store.save(args.kind, document, page)
-        found.plot(folder / f"{args.kind}.png")
-        report.say(f"saved under {folder}")
+        written += [folder / f"{args.kind}.json", folder / f"{args.kind}.md"]
+        written += found.plot(folder / f"{args.kind}.png", where)
+    for path in written:
+        report.say(f"wrote {path}")
     return 0
 
 
 def _profile(args: argparse.Namespace, words: Sequence[str]) -> int:
-    """One op under the profilers instead of a measurement."""
-    if args.kind != "ops":
-        raise ValueError(f"--profile: expected the kind ops, got {args.kind}")
-    found = [e for dtype in args.dtypes for e in registry.entries(args.op, args.case, dtype)]
-    if len(found) != 1:
-        names = ", ".join(f"{e.name} {e.dtype}" for e in found[:4])
-        raise ValueError(f"--profile: expected --op and --case of one call, got {len(found)}: {names}, ...")
-    report.say(profile.profile(found[0], words, args.batch))
+    """Ops under the profilers, one call after the other, instead of a measurement."""
+    for number, entry in enumerate(args.entries):
+        report.say(("\n" if number else "") + profile.profile(entry, words, args.batch or 1))
     return 0
 
 
-class _Found:
-    """Outcome of one kind: text, data for JSON, and how to draw it."""
+class Found:
+    """Outcome of one kind: text, data for JSON, how to draw it, and the text of its page (default: the text)."""
 
-    def __init__(self, text: str, data: Mapping[str, Any], plot: Callable[[Path], None]) -> None:
+    def __init__(
+        self, text: str, data: Mapping[str, Any], plot: Callable[[Path, str], list[Path]], page: str = ""
+    ) -> None:
         self.text, self.data, self._plot = text, dict(data), plot
+        self.page = page or f"```text\n{text}\n```"
 
-    def plot(self, path: Path) -> None:
+    def plot(self, path: Path, where: str) -> list[Path]:
+        """Draw the pictures, `where` (the machine) in their titles; returns the files written."""
         try:
-            self._plot(path)
+            return self._plot(path, where)
         except MissingExtra as error:
             sys.stderr.write(f"no picture: {error}\n")
+            return []
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse what cannot be used before anything is measured; sets args.dtypes and args.groups."""
-    default = ["fp32"] if args.kind in ("ops", "memory") else ["fp32", "bf16"]
-    args.dtypes = [d.strip() for d in args.dtype.split(",")] if args.dtype else default
-    known = ("fp32", "bf16") if args.kind != "ops" else tuple(registry.DTYPES)
-    for dtype in args.dtypes:
-        if dtype not in known:
-            raise ValueError(f"--dtype: expected {' or '.join(known)}, got {dtype!r}")
-        _peers(args, dtype)
-        if args.kind == "ops":
-            registry.entries(args.op, args.case, dtype)
-    args.groups = [g.strip() for g in args.only.split(",")] if args.only else list(targets.GROUPS)
-    for group in args.groups:
-        if group not in targets.GROUPS:
-            raise ValueError(f"--only: expected some of {', '.join(targets.GROUPS)}, got {group!r}")
-    configure(args.model)
+    """Refuse what cannot be used before anything is measured; sets args.dtypes, args.groups, args.entries."""
+    kind = KINDS[args.kind]
+    if args.kind == "ops":
+        _check_profile(args)
+    if args.json:
+        report.check_output("--json", args.json)
+    if args.plot:
+        report.check_picture("--plot", args.plot)
+    args.runs = getattr(args, "runs", None) or kind.runs
+    if hasattr(args, "dtype"):
+        args.dtypes = [d.strip() for d in args.dtype.split(",")] if args.dtype else list(kind.dtypes)
+        known = ("fp32", "bf16") if args.kind != "ops" else tuple(registry.DTYPES)
+        for dtype in args.dtypes:
+            if dtype not in known:
+                raise ValueError(f"--dtype: expected {' or '.join(known)}, got {dtype!r}")
+            if hasattr(args, "peers"):
+                _peers(args, dtype)
+    if args.kind == "ops":
+        args.entries = [e for dtype in args.dtypes for e in registry.entries(args.op, args.case, dtype)]
+    if args.kind == "targets":
+        args.groups = [g.strip() for g in args.only.split(",")] if args.only else list(targets.GROUPS)
+        for group in args.groups:
+            if group not in targets.GROUPS:
+                raise ValueError(f"--only: expected some of {', '.join(targets.GROUPS)}, got {group!r}")
+    if hasattr(args, "model"):
+        configure(args.model)
+
+
+def _check_profile(args: argparse.Namespace) -> None:
+    """Under a profiler nothing is compared or kept; elsewhere ops run on the batch of their cases."""
+    useless = ("peers", "runs", "cold", "json", "plot", "save") if args.profile else ("batch",)
+    for option in useless:
+        if getattr(args, option):
+            raise ValueError(f"--{option}: expected {'no --profile' if args.profile else '--profile'} beside it")
 
 
 def _ceilings(threads: int, args: argparse.Namespace) -> dict[str, Any] | None:
-    # A roofline picture shows the caches' bandwidths too.
-    quick = not (args.full or args.save or (args.plot and args.kind == "models"))
+    # A roofline picture shows the caches' bandwidths too, and what is kept has them.
+    quick = not (args.save or (args.plot and args.kind == "models"))
     try:
         return probe.ceilings(threads, quick=quick)
     except RuntimeError as error:
@@ -203,23 +203,29 @@ def _ceilings(threads: int, args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def _peers(args: argparse.Namespace, dtype: str) -> list[peers.Peer]:
-    return [] if args.peers == "none" else peers.select(args.peers, dtype)
+    return [] if args.peers == "none" else peers.select(args.peers, dtype, networks=args.kind != "ops")
 
 
 def _subject(args: argparse.Namespace) -> Subject:
     return Subject(args.model, batch=args.batch, frames=args.frames, crop=args.crop)
 
 
-def _targets(args: argparse.Namespace, threads: int, ceilings: Mapping[str, Any] | None) -> _Found:
+def _targets(args: argparse.Namespace, threads: int, ceilings: Mapping[str, Any] | None) -> Found:
     setting = targets.Setting(
-        threads, args.runs or 15, args.progress, model=args.model, crop=args.crop, full=args.full
+        threads, args.runs, args.progress, model=args.model, crop=args.crop
     )
     rows = targets.measure(setting, args.groups)
-    data = {"rows": [row.to_dict() for row in rows]}
-    return _Found(targets.table(rows), data, lambda path: plots.targets(path, rows))
+    network = targets.network_of(setting)
+    data = {"network": network, "rows": [row.to_dict() for row in rows]}
+    return Found(
+        targets.table(rows),
+        data,
+        lambda path, where: plots.targets(path, rows, f"{network}\n{where}"),
+        page=targets.markdown(rows, network),
+    )
 
 
-def _models(args: argparse.Namespace, threads: int, ceilings: Mapping[str, Any] | None) -> _Found:
+def _models(args: argparse.Namespace, threads: int, ceilings: Mapping[str, Any] | None) -> Found:
     subject = _subject(args)
     results = [
         models.measure(
@@ -227,7 +233,7 @@ def _models(args: argparse.Namespace, threads: int, ceilings: Mapping[str, Any] 
             dtype,
             wanted=_peers(args, dtype),
             threads=threads,
-            rounds=args.runs or 15,
+            rounds=args.runs,
             ceilings=ceilings,
             progress=args.progress,
         )
@@ -236,44 +242,44 @@ def _models(args: argparse.Namespace, threads: int, ceilings: Mapping[str, Any] 
     parts = [models.table(results)]
     parts += [f"{r['model']} {r['dtype']}, frozen\n{models.stage_table(r)}" for r in results]
 
-    def plot(path: Path) -> None:
-        """The roofline of each precision, and the bars beside it."""
-        for result in results:
-            name = path.stem if len(results) == 1 else f"{path.stem}-{result['dtype']}"
-            if ceilings:
-                plots.roofline(path.with_name(name + path.suffix), result, ceilings)
-        plots.models(path.with_name(f"{path.stem}-peers{path.suffix}"), results)
+    def plot(path: Path, where: str) -> list[Path]:
+        """The roofline, and the bars beside it."""
+        made = plots.roofline(path, results, ceilings, where=where) if ceilings else []
+        return made + plots.models(path.with_name(f"{path.stem}-peers{path.suffix}"), results, where)
 
-    return _Found("\n\n".join(parts), {"results": results}, plot)
+    return Found("\n\n".join(parts), {"results": results}, plot)
 
 
-def _ops(args: argparse.Namespace, threads: int, ceilings: Mapping[str, Any] | None) -> _Found:
-    work = [e for dtype in args.dtypes for e in registry.entries(args.op, args.case, dtype)]
+def _ops(args: argparse.Namespace, threads: int, ceilings: Mapping[str, Any] | None) -> Found:
     results = []
-    for entry in tqdm(work, desc="ops", disable=not args.progress, leave=False):
+    for entry in tqdm(args.entries, desc="ops", unit="call", disable=not args.progress, leave=False):
         results.append(
             ops.measure(
                 entry,
                 wanted=_peers(args, entry.dtype),
                 threads=threads,
-                rounds=args.runs or 15,
+                rounds=args.runs,
                 cold=args.cold,
                 ceilings=ceilings,
                 progress=args.progress,
             )
         )
-    return _Found(ops.table(results), {"results": results}, lambda path: plots.ops(path, results))
+    return Found(
+        ops.table(results), {"results": results}, lambda path, where: plots.ops(path, results, where)
+    )
 
 
-def _scaling(args: argparse.Namespace, threads: int, ceilings: Mapping[str, Any] | None) -> _Found:
+def _scaling(args: argparse.Namespace, threads: int, ceilings: Mapping[str, Any] | None) -> Found:
     results = [
-        scaling.measure(args.model, dtype, crop=args.crop, rounds=args.runs or 7, progress=args.progress)
+        scaling.measure(args.model, dtype, crop=args.crop, rounds=args.runs, progress=args.progress)
         for dtype in args.dtypes
     ]
-    return _Found(scaling.table(results), {"results": results}, lambda path: plots.scaling(path, results))
+    return Found(
+        scaling.table(results), {"results": results}, lambda path, where: plots.scaling(path, results, where)
+    )
 
 
-def _memory(args: argparse.Namespace, threads: int, ceilings: Mapping[str, Any] | None) -> _Found:
+def _memory(args: argparse.Namespace, threads: int, ceilings: Mapping[str, Any] | None) -> Found:
     results = []
     for dtype in args.dtypes:
         who = [memory.OURS, *(p.name for p in _peers(args, dtype))]
@@ -288,5 +294,121 @@ def _memory(args: argparse.Namespace, threads: int, ceilings: Mapping[str, Any] 
                 crop=args.crop,
             )
         )
+    return Found(
+        memory.table(results), {"results": results}, lambda path, where: plots.memory(path, results, where)
+    )
 
-    return _Found(memory.table(results), {"results": results}, lambda path: plots.memory(path, results))
+
+#: Every option by name; a kind lists those that mean something to it.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "peers": {"metavar": "LIST", "help": "comma-separated names, 'all' or 'none' (see below)"},
+    "model": {
+        "metavar": "NAME",
+        "default": "slowfast_8x8_r50",
+        "help": "preset (default: slowfast_8x8_r50; slowfast-kernels info lists them)",
+    },
+    "op": {"metavar": "PATTERN", "help": "ops: names or shell patterns, comma-separated (default: all)"},
+    "case": {"metavar": "PATTERN", "help": "calls: names or shell patterns, comma-separated (default: all)"},
+    "dtype": {"metavar": "LIST", "help": "comma-separated (default: {kind.default_dtypes})"},
+    "only": {"metavar": "LIST", "help": f"some of {', '.join(targets.GROUPS)} (default: all)"},
+    "profile": {
+        "action": "store_true",
+        "help": "instead of timing, run each call under NVTX ranges and torch.profiler; prints the ncu command",
+    },
+    "batch": {"metavar": "N", "type": _positive, "default": 1, "help": "clips in a call (default 1)"},
+    "profiled-batch": {
+        "metavar": "N",
+        "type": _positive,
+        "dest": "batch",
+        "help": "clips in a call, with --profile (default 1)",
+    },
+    "crop": {"metavar": "N", "type": _positive, "help": "side of the frames in pixels (default: the preset's)"},
+    "frames": {"metavar": "N", "type": _positive, "help": "frames of the densest clip (default: the preset's)"},
+    "threads": {"metavar": "N", "type": _positive, "help": "for everybody (default: torch's number)"},
+    "runs": {"metavar": "N", "type": _positive, "help": "samples of each contender (default {kind.runs})"},
+    "cold": {"action": "store_true", "help": "empty the caches before every sample"},
+    "json": {"metavar": "FILE", "type": Path, "help": "write everything measured"},
+    "plot": {"metavar": "FILE", "type": Path, "help": "write a picture (.png, .svg, .pdf, ...)"},
+    "save": {"action": "store_true", "help": "keep table, JSON and picture in bench/results/, by machine"},
+    "quiet": {"action": "store_true", "help": "no progress bars (nor are there any where nobody sees them)"},
+}
+
+#: Options of every kind.
+SHARED = ("threads", "json", "plot", "save", "quiet")
+
+KINDS = {
+    "targets": Kind(
+        _targets,
+        "the project's speed targets, each against its peer (a few minutes)",
+        "The table and the picture of the README come from one run of this.",
+        """
+slowfast-kernels bench targets --plot targets.png
+slowfast-kernels bench targets --only models,roi --runs 5
+slowfast-kernels bench targets --crop 64 --runs 2          a quick look whether everything runs
+""",
+        ("model", "only", "crop", "runs"),
+    ),
+    "models": Kind(
+        _models,
+        "the whole network against every peer, and where its time goes",
+        "--plot FILE draws the roofline, and the times beside it as FILE's name with -peers.",
+        """
+slowfast-kernels bench models --dtype bf16 --peers openvino,autocast_cl3d
+slowfast-kernels bench models --dtype fp32,bf16 --plot roofline.png
+slowfast-kernels bench models --peers none --batch 4 --crop 256
+""",
+        ("model", "dtype", "peers", "batch", "crop", "frames", "runs"),
+    ),
+    "ops": Kind(
+        _ops,
+        "single ops on SlowFast's real shapes, every provider and the peers",
+        f"ops: {', '.join(registry.op_names())}",
+        """
+slowfast-kernels bench ops --op bottleneck3d --case 'res2.fast*' --dtype fp32,bf16
+slowfast-kernels bench ops --op 'roi*' --peers torchvision
+slowfast-kernels bench ops --op stem3d --profile           its calls one after the other under a profiler
+""",
+        ("op", "case", "dtype", "peers", "runs", "cold", "profile", "profiled-batch"),
+        dtypes=("fp32",),
+    ),
+    "scaling": Kind(
+        _scaling,
+        "batch 1, 2, 4 and 8 at 32 and 64 frames: cost must grow linearly",
+        "All sizes are timed interleaved with each other.",
+        """
+slowfast-kernels bench scaling --dtype fp32 --plot scaling.png
+slowfast-kernels bench scaling --crop 112 --runs 5 --json scaling.json
+""",
+        ("model", "dtype", "crop", "runs"),
+        runs=7,
+    ),
+    "memory": Kind(
+        _memory,
+        "peak resident memory of inference, told both ways",
+        "Above the weights as each contender holds them, and (strict) above their plain size, so that packed copies "
+        "count.",
+        """
+slowfast-kernels bench memory --dtype fp32,bf16
+slowfast-kernels bench memory --peers eager_cl3d --crop 256 --json memory.json
+""",
+        ("model", "dtype", "peers", "batch", "crop", "frames"),
+        dtypes=("fp32",),
+    ),
+}
+
+EPILOG = """\
+examples:
+  slowfast-kernels bench                                  the targets
+  slowfast-kernels bench models --plot roofline.png
+  slowfast-kernels bench ops --op bottleneck3d
+  slowfast-kernels bench ops --help                       the options of a kind
+"""
+
+RULES = f"""\
+peers: {", ".join(peers.PEERS)}
+  (default: {", ".join(peers.DEFAULT)}; compile takes minutes for a
+  whole network; torchvision runs RoI ops only)
+
+Times are medians of interleaved runs; conversion, packing and compilation are never timed; a speed-up is
+printed only behind a green parity check (relative L2 distance of the outputs).
+"""

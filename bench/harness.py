@@ -240,11 +240,12 @@ def _git(*arguments: str) -> str | None:
 
 
 @functools.cache
-def revision() -> str:
-    """Git revision of this code, "+changes" when files differ from it, "unknown" outside a repository."""
-    commit = _git("rev-parse", "--short=12", "HEAD")
+def revision() -> str | None:
+    """Git revision of this code, "+changes" when files differ from it; None outside of a clone (an installed copy may
+    lie inside a repository of something else)."""
+    commit = _git("rev-parse", "--short=12", "HEAD") if _git("ls-files", Path(__file__).name) else None
     if not commit:
-        return "unknown"
+        return None
     return commit + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
 
 
@@ -262,9 +263,12 @@ def environment() -> dict[str, Any]:
 def stamp_lines(stamp: Mapping[str, Any], keys: Sequence[str] = ()) -> list[str]:
     """The stamp as lines of text: processor and threads, versions, revision and load."""
     others = ", ".join(f"{k} {stamp[k]}" for k in ("onnxruntime", "openvino") if stamp.get(k))
+    cores, threads = report.count(stamp["cores"], "core"), report.count(stamp["threads"], "thread")
+    revision = stamp["revision"]
+    version = f"revision {revision}" if revision else f"version {stamp['slowfast_kernels']}"
     lines = [
-        f"{stamp['processor']}, {stamp['cores']} cores, {stamp['threads']} threads, isa {stamp['isa']}",
+        f"{stamp['processor']}, {cores}, {threads}, isa {stamp['isa']}",
         f"torch {stamp['torch']}, python {stamp['python']}" + (f", {others}" if others else ""),
-        f"revision {stamp['revision']}, {stamp['time']}, load before {stamp['load']}",
+        f"{version}, {stamp['time']}, load before {stamp['load']}",
     ]
     return lines + [f"{k} {stamp[k]}" for k in keys if k in stamp]

@@ -22,12 +22,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from slowfast_kernels import report
+from slowfast_kernels import models, report
 from slowfast_kernels.bench import peers
 from slowfast_kernels.bench.ops import times_faster
 
 OURS = "frozen"
 HEADER = ("who", "dtype", "weights", "as held", "peak", "peak to ours", "strict", "strict to ours")
+LEGEND = (
+    "weights: their plain size; as held: what is resident once the contender is made. peak: inference above what is "
+    "held; strict: above the plain size, so that packed copies and second forms of a weight count.",
+)
 
 
 def measure(
@@ -66,7 +70,17 @@ def measure(
         for kind in ("peak", "strict"):
             least = ours[f"{kind}_bytes"] if ours else 0
             row[f"{kind}_to_ours"] = row[f"{kind}_bytes"] / least if least > 0 else None
-    return {"model": name, "dtype": dtype, "batch": batch, "rows": rows, "missing": missing}
+    size = models.configure(name).input
+    return {
+        "model": name,
+        "dtype": dtype,
+        "batch": batch,
+        "frames": frames or size.frames,
+        "crop": crop or size.crop,
+        "threads": threads,
+        "rows": rows,
+        "missing": missing,
+    }
 
 
 def resident(field: str) -> int:
@@ -156,10 +170,8 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
                     times_faster(row["strict_to_ours"]),
                 )
             )
-        lines += [
-            (n, result["dtype"], "-", reason, "", "", "", "") for n, reason in result["missing"].items()
-        ]
-    return report.table(lines, HEADER)
+    notes = [f"not run: {n} {r['dtype']}: {reason}" for r in results for n, reason in r["missing"].items()]
+    return "\n".join([report.table(lines, HEADER), *report.wrapped([*notes, *LEGEND])])
 
 
 def mebibytes(count: float) -> str:

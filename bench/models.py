@@ -9,12 +9,16 @@ import torch
 from slowfast_kernels import backends, report
 from slowfast_kernels.bench import harness, peers
 from slowfast_kernels.bench.ops import milliseconds, percent, times_faster
-from slowfast_kernels.bench.roofline import PEAKS, stages
+from slowfast_kernels.bench.roofline import DIRECT_FLOOR, PEAKS, stages
 from slowfast_kernels.bench.subject import Subject
 
 OURS = "frozen"
 REFERENCE = "reference"
 HEADER = ("model", "dtype", "median", "p20-p80", "GFLOP/s", "of ceiling", "frozen is faster by", "parity")
+OF_CEILING = (
+    "of ceiling: FLOPs of direct convolution per second, over the measured FMA ceiling; Winograd kernels need fewer "
+    "multiplications and may exceed it. parity: relative L2 distance of the logits from eager float32."
+)
 
 
 def contenders(
@@ -99,6 +103,7 @@ def measure(
         "batch": subject.batch,
         "frames": subject.model.config.input.frames,
         "crop": subject.model.config.input.crop,
+        "threads": threads,
         "macs": subject.macs,
         "rows": rows,
         "missing": missing,
@@ -129,7 +134,7 @@ def announce(progress: bool) -> Callable[[str], None]:
 
 def lines(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """A result as lines of the table, fastest first."""
-    found = [
+    return [
         (
             row["who"],
             result["dtype"],
@@ -142,24 +147,23 @@ def lines(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
         )
         for row in sorted(result["rows"], key=lambda r: r["median_s"])
     ]
-    return found + [
-        (n, result["dtype"], "-", reason, "", "", "", "") for n, reason in result["missing"].items()
-    ]
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> str:
     """All results as text."""
-    return report.table([line for result in results for line in lines(result)], HEADER)
+    text = report.table([line for result in results for line in lines(result)], HEADER)
+    notes = [f"not run: {n} {r['dtype']}: {reason}" for r in results for n, reason in r["missing"].items()]
+    return "\n".join([text, *report.wrapped([*notes, OF_CEILING])])
 
 
-STAGE_HEADER = ("stage", "op", "calls", "time", "GFLOP/s", "GB/s", "floor", "of floor")
+STAGE_HEADER = ("stage", "op", "calls", "time", "GFLOP/s", "GB/s", "direct floor", "of direct floor")
 
 
 def stage_table(result: Mapping[str, Any]) -> str:
     """Where the frozen model's time goes."""
     rows = []
     for row in result["stages"]:
-        seconds, least = row["seconds"], row["floor_s"]
+        seconds, least = row["seconds"], row["direct_floor_s"]
         rows.append(
             (
                 row["stage"],
@@ -173,8 +177,8 @@ def stage_table(result: Mapping[str, Any]) -> str:
             )
         )
     total = sum(r["seconds"] for r in result["stages"])
-    least_sum = sum(r["floor_s"] or 0.0 for r in result["stages"])
+    least_sum = sum(r["direct_floor_s"] or 0.0 for r in result["stages"])
     rows.append(
         ("sum", "", "", milliseconds(total), "", "", milliseconds(least_sum), percent(least_sum / total))
     )
-    return report.table(rows, STAGE_HEADER)
+    return "\n".join([report.table(rows, STAGE_HEADER), *report.wrapped([DIRECT_FLOOR])])

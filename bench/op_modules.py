@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from slowfast_kernels.bench import torchvision_ops
 from slowfast_kernels.ops._registration import as_triple
 
 
@@ -74,6 +75,36 @@ class _Lateral(nn.Module):
         return torch.cat([slow, F.relu(y, inplace=True) if self.relu else y], dim=1)
 
 
+class _RoIAlign(nn.Module):
+    """torchvision's RoIAlign of every frame: rois [K, 5], or a box for each frame, [K, T, 5]."""
+
+    def __init__(self, bins: tuple[int, int], scale: float, ratio: int, aligned: bool) -> None:
+        super().__init__()
+        self.options = bins, scale, ratio, aligned
+
+    def forward(self, x: Tensor, rois: Tensor) -> Tensor:
+        n, c, t, h, w = x.shape
+        boxes = rois if rois.dim() == 3 else rois[:, None].expand(-1, t, -1)
+        frame = boxes[..., :1] * t + torch.arange(t)[:, None]
+        flat = torch.cat([frame, boxes[..., 1:]], -1).reshape(-1, 5)
+        y = torchvision_ops.roi_align(x.transpose(1, 2).reshape(n * t, c, h, w), flat, *self.options)
+        return y.view(-1, t, c, *y.shape[-2:]).transpose(1, 2)
+
+
+class _RoIHead(nn.Module):
+    """Mean (or maximum) over time, torchvision's RoIAlign, maximum over the bins, both pathways together."""
+
+    def __init__(self, bins: tuple[int, int], scale: float, ratio: int, aligned: bool, temporal: str) -> None:
+        super().__init__()
+        self.options, self.temporal = (bins, scale, ratio, aligned), temporal
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        *maps, rois = inputs
+        flat = [x.mean(2) if self.temporal == "mean" else x.amax(2) for x in maps]
+        pooled = [torchvision_ops.roi_align(x, rois, *self.options).amax((-2, -1)) for x in flat]
+        return torch.cat(pooled, 1)
+
+
 def _conv(
     x: Tensor,
     weight: Tensor,
@@ -132,19 +163,54 @@ def _lateral(
     return _Lateral(conv, relu), [slow, fast]
 
 
+def _roi_align(
+    features: Tensor,
+    rois: Tensor,
+    output_size: Any = (7, 7),
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = 0,
+    aligned: bool = True,
+    mode: str = "frame",
+) -> tuple[nn.Module, list[Tensor]] | None:
+    if mode == "volume":
+        return None
+    return _RoIAlign(_bins(output_size), spatial_scale, sampling_ratio, aligned), [features, rois]
+
+
+def _roi_head(
+    slow: Tensor,
+    fast: Tensor | None,
+    rois: Tensor,
+    output_size: Any = 7,
+    spatial_scale: float = 1 / 16,
+    sampling_ratio: int = 0,
+    aligned: bool = True,
+    temporal: str = "mean",
+) -> tuple[nn.Module, list[Tensor]]:
+    module = _RoIHead(_bins(output_size), spatial_scale, sampling_ratio, aligned, temporal)
+    return module, [x for x in (slow, fast, rois) if x is not None]
+
+
+def _bins(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
 _MODULES: dict[str, Callable[..., tuple[nn.Module, list[Tensor]] | None]] = {
     "conv_bn_act3d": _conv,
     "stem3d": _stem,
     "bottleneck3d": _bottleneck,
     "lateral_fusion": _lateral,
+    "roi_align3d": _roi_align,
+    "roi_head_pool": _roi_head,
 }
 
 
 def op_module(
     op: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[nn.Module, list[Tensor]] | None:
-    """A call as (module in eval mode, inputs), or None where the reference is the only torch form there
-    is."""
+    """A call as (module in eval mode, inputs), or None where the reference is the only torch form there is.
+
+    RoI ops come out on torchvision's operator, for the peer of that name."""
     make = _MODULES.get(op)
     made = None if make is None else make(*args, **kwargs)
     return None if made is None else (made[0].eval(), made[1])

@@ -24,6 +24,10 @@ from slowfast_kernels._optional import needs
 Run = Callable[[], Any]
 
 
+#: Ops whose torch form needs an operator of torchvision.
+ROI_OPS = ("roi_align3d", "roi_head_pool")
+
+
 class Unavailable(RuntimeError):
     """A peer that cannot run here; the message says what is missing."""
 
@@ -36,13 +40,19 @@ class Peer:
     dtypes:  "fp32", "bf16".
     build:   (module, inputs, dtype, threads) -> callable; raises Unavailable.
     folded:  takes the module with batch norms folded into its convolutions (else as trained).
+    roi:     runs RoI ops, which no other peer has a kernel for, and nothing else.
     """
 
     name: str
     dtypes: tuple[str, ...]
     build: Callable[[nn.Module, Sequence[Tensor], str, int], Run]
     folded: bool = False
+    roi: bool = False
     note: str = ""
+
+    def runs(self, op: str) -> bool:
+        """Whether a single op has a form for this peer."""
+        return (op in ROI_OPS) == self.roi
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -70,6 +80,14 @@ def _eager_ncdhw(module: nn.Module, inputs: Sequence[Tensor], dtype: str, thread
 
 def _eager_channels_last(module: nn.Module, inputs: Sequence[Tensor], dtype: str, threads: int) -> Run:
     return _eager(channels_last_weights(module), [channels_last(x) for x in inputs])
+
+
+def _torchvision(module: nn.Module, inputs: Sequence[Tensor], dtype: str, threads: int) -> Run:
+    from slowfast_kernels.bench import torchvision_ops
+
+    torchvision_ops.load()
+    # Torch's mean over frames is ten times faster in this layout.
+    return _eager_ncdhw(module, inputs, dtype, threads)
 
 
 def _autocast(module: nn.Module, inputs: Sequence[Tensor], dtype: str, threads: int) -> Run:
@@ -182,26 +200,34 @@ PEERS: dict[str, Peer] = {
         Peer("compile", ("fp32", "bf16"), _compiled, note="torch.compile with freezing, channels_last_3d"),
         Peer("onnxruntime", ("fp32",), _onnxruntime, folded=True, note="ONNX Runtime, CPU provider"),
         Peer("openvino", ("fp32", "bf16"), _openvino, folded=True, note="OpenVINO CPU, latency hint"),
+        Peer("torchvision", ("fp32", "bf16"), _torchvision, roi=True, note="torch around torchvision's compiled RoIAlign"),
     )
 }
 
 #: Peers that start in seconds; torch.compile takes minutes for a whole network.
-DEFAULT = ("eager", "eager_cl3d", "autocast_cl3d", "onnxruntime", "openvino")
+DEFAULT = ("eager", "eager_cl3d", "autocast_cl3d", "onnxruntime", "openvino", "torchvision")
 
 
-def select(names: str | None, dtype: str, default: Sequence[str] = DEFAULT) -> list[Peer]:
-    """Peers of a comma-separated list ("all" = every one, None = the default ones) that have this dtype."""
+def known(networks: bool) -> list[str]:
+    """Names of the peers that run whole networks, or of all, which run single ops."""
+    return [n for n, peer in PEERS.items() if not (networks and peer.roi)]
+
+
+def select(names: str | None, dtype: str, *, networks: bool = True) -> list[Peer]:
+    """Peers of a comma-separated list ("all" = every one, None = the default ones) that have this dtype.
+
+    networks: those that run whole networks; False: single ops.
+    """
+    there = known(networks)
     if names is None:
-        wanted: Sequence[str] = default
+        wanted = [n for n in DEFAULT if n in there]
     elif names == "all":
-        wanted = tuple(PEERS)
+        wanted = there
     else:
         wanted = [n.strip() for n in names.split(",") if n.strip()]
-    unknown = [n for n in wanted if n not in PEERS]
+    unknown = [n for n in wanted if n not in there]
     if unknown:
-        raise ValueError(
-            f"peers: expected names among {', '.join(PEERS)}, 'all' or 'none', got {unknown[0]!r}"
-        )
+        raise ValueError(f"peers: expected names among {', '.join(there)}, 'all' or 'none', got {unknown[0]!r}")
     return [PEERS[n] for n in wanted if dtype in PEERS[n].dtypes]
 
 

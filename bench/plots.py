@@ -1,12 +1,16 @@
 """Pictures of the tables. matplotlib is imported only here and only when a picture is asked for."""
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from slowfast_kernels import report
 from slowfast_kernels._optional import needs
+from slowfast_kernels.bench.ops import milliseconds
 from slowfast_kernels.bench.roofline import PEAKS
+from slowfast_kernels.bench.subject import described
 
 OURS, OTHER, LIMIT = "#0b6e99", "#9aa5b1", "#c0392b"
 MARKERS = {
@@ -16,6 +20,8 @@ MARKERS = {
     "conv_b": "v",
     "conv_c": "D",
     "lateral_fusion": "P",
+    "pool_concat_head": "*",
+    "pack_pathways": "h",
 }
 
 PathLike = str | os.PathLike[str]
@@ -31,72 +37,159 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _save(figure: Any, path: PathLike) -> None:
-    figure.tight_layout()
-    figure.savefig(path, format=None if Path(path).suffix else "png")
+def _save(figure: Any, path: PathLike) -> list[Path]:
+    figure.savefig(path, format=None if Path(path).suffix else "png", bbox_inches="tight", pad_inches=0.15)
     _pyplot().close(figure)
+    return [Path(path)]
 
 
-def roofline(path: PathLike, result: Mapping[str, Any], ceilings: Mapping[str, Any], title: str = "") -> None:
-    """FLOP/s over FLOP per byte of every stage of a frozen model, under the ceilings of the same run.
+def machine(stamp: Mapping[str, Any]) -> str:
+    """The machine and its software for a title."""
+    cores = report.count(stamp["cores"], "core")
+    return f"{stamp['processor']}, {cores}, {stamp['isa']}, torch {stamp['torch']}"
 
-    result: of ``models.measure`` with its "stages". The area of a mark is its share of the time.
+
+def _of(result: Mapping[str, Any]) -> str:
+    """The network of a result for a title."""
+    return described(*(result[k] for k in ("model", "frames", "crop", "batch", "threads")))
+
+
+def _title(figure: Any, *lines: str) -> None:
+    text = "\n".join(line for line in lines if line)
+    if text:
+        figure.suptitle(text, fontsize=10)
+
+
+def _ratio_bars(axes: Any, names: Sequence[str], ratios: Sequence[float], labels: Sequence[str], **bars: Any) -> None:
+    """Bars from 1 (as fast as the peer) on a logarithmic axis, the first on top, each with its label beside it."""
+    places = [len(names) - 1 - i for i in range(len(names))]
+    axes.barh(places, [r - 1 for r in ratios], left=1, height=0.7, **bars)
+    low, high = min([*ratios, 0.8]), max([*ratios, 1.5])
+    for y, ratio, label in zip(places, ratios, labels, strict=True):
+        axes.annotate(
+            label, (max(ratio, 1), y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8
+        )
+    axes.set_yticks(places, names, fontsize=8)
+    axes.set(xscale="log", xlim=(low / 1.15, high * (high / low) ** 0.45), ylim=(-0.6, len(names) - 0.4))
+    ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if low / 1.15 <= t <= high * 1.5]
+    axes.set_xticks(ticks, [f"{t:g}x" for t in ticks])
+    axes.minorticks_off()
+    axes.axvline(1, color="black", linewidth=1)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def roofline(
+    path: PathLike,
+    results: Sequence[Mapping[str, Any]],
+    ceilings: Mapping[str, Any],
+    where: str = "",
+    titles: Sequence[str] = (),
+) -> list[Path]:
+    """FLOP/s over FLOP per byte of every stage of a frozen model, under the ceilings of the same run; a panel for each
+    precision.
+
+    results: of ``models.measure`` with their "stages". The area of a mark is its share of the time. Titles: over the
+    panels, default: what was measured.
     """
     plt = _pyplot()
-    figure, axes = plt.subplots(figsize=(9, 5.6), dpi=110)
-    rows = [r for r in result["stages"] if r["flops"] and r["bytes"] and r["seconds"] > 0]
-    total = sum(r["seconds"] for r in result["stages"])
-    stages = sorted({r["stage"].split(".")[0] for r in rows})
+    from matplotlib.lines import Line2D
+
+    figure, panels = plt.subplots(1, len(results), figsize=(8 * len(results), 5.6), dpi=110, squeeze=False)
+    rows = [r for result in results for r in result["stages"] if _drawable(r)]
+    stages, ops = sorted({_stage(r) for r in rows}), sorted({r["op"] for r in rows})
     colours = {stage: plt.get_cmap("tab10")(i % 10) for i, stage in enumerate(stages)}
+    for axes, result, title in zip(panels[0], results, titles or [_of(r) for r in results], strict=True):
+        _roofline(axes, result, ceilings, colours)
+        axes.set_title(f"{title}, {result['dtype']}" if not titles else title, fontsize=10)
+
+    def mark(label: str, **style: Any) -> Any:
+        return Line2D([], [], **{"marker": "o", "linestyle": "", "color": "#555", "label": label, **style})
+
+    legends = {
+        "stage (colour)": [mark(s, color=colours[s]) for s in stages],
+        "op (form)": [mark(op, marker=MARKERS.get(op, "X")) for op in ops],
+        "pathway (edge)": [
+            mark("Fast: black edge", color="white", markeredgecolor="black"),
+            mark("all others: white edge"),
+        ],
+        "share of the time (area)": [
+            mark(f"{share:.0%}", markersize=_area(share) ** 0.5) for share in (0.01, 0.05, 0.2)
+        ],
+    }
+    for i, (name, handles) in enumerate(legends.items()):
+        figure.legend(
+            handles=handles,
+            title=name,
+            fontsize=8,
+            title_fontsize=8,
+            frameon=False,
+            ncols=2 if len(handles) > 4 else 1,
+            loc="upper left",
+            bbox_to_anchor=(0.02 + (0.0, 0.3, 0.56, 0.78)[i], 0.0),
+        )
+    figure.text(0.02, -0.24, "FLOPs are those of direct convolution: Winograd kernels may run above the ceiling.", fontsize=8)
+    _title(figure, where)
+    figure.tight_layout()
+    return _save(figure, path)
+
+
+def _drawable(row: Mapping[str, Any]) -> bool:
+    return bool(row["flops"] and row["bytes"] and row["seconds"] > 0)
+
+
+def _stage(row: Mapping[str, Any]) -> str:
+    return str(row["stage"].split(".")[0])
+
+
+def _area(share: float) -> float:
+    """Of a mark, in square points."""
+    return 30 + 900 * share
+
+
+def _roofline(
+    axes: Any, result: Mapping[str, Any], ceilings: Mapping[str, Any], colours: Mapping[str, Any]
+) -> None:
+    rows = [r for r in result["stages"] if _drawable(r)]
+    total = sum(r["seconds"] for r in result["stages"])
     for row in rows:
         axes.scatter(
             row["flops"] / row["bytes"],
             row["flops"] / row["seconds"] / 1e9,
-            s=30 + 900 * row["seconds"] / total,
-            marker=MARKERS.get(row["op"], "o"),
-            color=colours[row["stage"].split(".")[0]],
-            alpha=0.75,
+            s=_area(row["seconds"] / total),
+            marker=MARKERS.get(row["op"], "X"),
+            color=colours[_stage(row)],
+            alpha=0.8,
             edgecolor="black" if row["stage"].endswith(".fast") else "white",
-            linewidth=0.8,
+            linewidth=0.9,
+            zorder=3,
         )
     at = [r["flops"] / r["bytes"] for r in rows] or [1.0, 100.0]
     low, high = min(at) / 2, max(at) * 2
     peak = ceilings[PEAKS[result["dtype"]]]
-    for key, style in (("copy_gbs", "-"), ("l3_copy_gbs", "--"), ("l2_copy_gbs", ":")):
+    label = {"color": LIMIT, "fontsize": 8, "zorder": 4, "bbox": {"color": "white", "pad": 0.8}}
+    for key, name, style in (
+        ("copy_gbs", "memory", "-"),
+        ("l3_copy_gbs", "L3", "--"),
+        ("l2_copy_gbs", "L2", ":"),
+    ):
         bandwidth = ceilings.get(key)
         if bandwidth:
             xs = [low * (high / low) ** (i / 200) for i in range(201)]
             axes.plot(xs, [min(peak, x * bandwidth) for x in xs], style, color=LIMIT, linewidth=1.5)
-            name = {"copy_gbs": "main memory", "l3_copy_gbs": "L3", "l2_copy_gbs": "L2"}[key]
-            axes.annotate(
-                f"{name} {bandwidth:.0f} GB/s", (low * 1.1, low * 1.2 * bandwidth), color=LIMIT, fontsize=8
-            )
+            # On the line itself, near its lower end.
+            x = min(low * 1.5, 0.6 * peak / bandwidth)
+            axes.text(max(x, low), max(x, low) * bandwidth, f"{name} {bandwidth:.0f} GB/s", **label)
     axes.axhline(peak, color=LIMIT, linewidth=1.5)
-    axes.annotate(
-        f"{result['dtype']} ceiling {peak:.0f} GFLOP/s", (low * 1.1, peak * 1.04), color=LIMIT, fontsize=8
-    )
+    axes.text(high, peak, f"{result['dtype']} FMA ceiling {peak:.0f} GFLOP/s", ha="right", va="center", **label)
     axes.set(xscale="log", yscale="log", xlim=(low, high), xlabel="FLOP per byte (least traffic of the call)")
-    axes.set_ylabel("GFLOP/s")
-    from matplotlib.lines import Line2D
-
-    handles = [Line2D([], [], marker="o", linestyle="", color=colours[s], label=s) for s in stages]
-    handles += [
-        Line2D([], [], marker=MARKERS.get(op, "o"), linestyle="", color="#555", label=op)
-        for op in sorted({r["op"] for r in rows})
-    ]
-    handles.append(
-        Line2D([], [], marker="o", linestyle="", markerfacecolor="white", color="black", label="Fast pathway")
-    )
-    axes.legend(handles=handles, fontsize=7, ncols=2, loc="lower right", frameon=False)
-    axes.set_title(title or f"{result['model']} {result['dtype']}", fontsize=10)
+    axes.set_ylabel("GFLOP/s (FLOPs of direct convolution)")
     axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
 
 
-def models(path: PathLike, results: Sequence[Mapping[str, Any]], title: str = "") -> None:
+def models(path: PathLike, results: Sequence[Mapping[str, Any]], where: str = "") -> list[Path]:
     """Bars of the median time of every contender, with the spread; one panel for each precision."""
     plt = _pyplot()
-    figure, panels = plt.subplots(1, len(results), figsize=(5.5 * len(results), 4.2), dpi=110, squeeze=False)
+    figure, panels = plt.subplots(1, len(results), figsize=(6 * len(results), 4.2), dpi=110, squeeze=False)
     for axes, result in zip(panels[0], results, strict=True):
         rows = sorted(result["rows"], key=lambda r: -r["median_s"])
         for y, row in enumerate(rows):
@@ -105,89 +198,120 @@ def models(path: PathLike, results: Sequence[Mapping[str, Any]], title: str = ""
             axes.errorbar(
                 middle, y, xerr=[[middle - low], [high - middle]], color="#333", capsize=3, linewidth=1
             )
-            axes.text(high, y, f" {middle:.0f} ms", va="center", fontsize=8)
+            axes.annotate(
+                f"{middle:.0f} ms", (high, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8
+            )
         axes.set_yticks(range(len(rows)), [r["who"] for r in rows])
-        axes.set_xlabel("milliseconds per call, median and p20-p80")
-        axes.set_title(f"{result['model']} {result['dtype']}", fontsize=10)
-        axes.margins(x=0.15)
+        axes.set_xlabel("milliseconds per call: median, 20th to 80th percentile")
+        axes.set_title(f"{_of(result)}, {result['dtype']}", fontsize=9)
+        axes.margins(x=0.18)
         axes.spines[["top", "right"]].set_visible(False)
-    if title:
-        figure.suptitle(title, fontsize=10)
-    _save(figure, path)
+    _title(figure, where)
+    figure.tight_layout()
+    return _save(figure, path)
 
 
-def scaling(path: PathLike, results: Sequence[Mapping[str, Any]]) -> None:
-    """Time over work for every batch and length; a line through the origin is linear growth."""
+def scaling(path: PathLike, results: Sequence[Mapping[str, Any]], where: str = "") -> list[Path]:
+    """Time per FLOP over that of the smallest call, for every batch and length: 1 everywhere is linear growth."""
     plt = _pyplot()
-    figure, axes = plt.subplots(figsize=(7, 4.6), dpi=110)
-    for result in results:
-        lengths = sorted({r["frames"] for r in result["rows"]})
-        for length in lengths:
-            rows = [r for r in result["rows"] if r["frames"] == length]
-            work = [2 * r["macs"] / 1e9 for r in rows]
-            times = [1e3 * r["median_s"] for r in rows]
-            axes.plot(work, times, marker="o", linewidth=1, label=f"{result['dtype']}, {length} frames")
-            for x, y, r in zip(work, times, rows, strict=True):
-                axes.annotate(
-                    f"b{r['batch']}", (x, y), fontsize=7, textcoords="offset points", xytext=(3, -9)
-                )
-        first = result["rows"][0]
-        end = max(2 * r["macs"] / 1e9 for r in result["rows"])
-        axes.plot([0, end], [0, 1e12 * first["seconds_per_flop"] * end], ":", color=LIMIT, linewidth=1)
-    axes.plot([], [], ":", color=LIMIT, label="linear from the first row")
-    axes.set(xlabel="GFLOP", ylabel="milliseconds", xlim=(0, None), ylim=(0, None))
-    axes.set_title(results[0]["model"], fontsize=10)
-    axes.legend(frameon=False, fontsize=8)
+    batches = sorted({r["batch"] for result in results for r in result["rows"]})
+    kinds = [
+        (result, frames) for result in results for frames in sorted({r["frames"] for r in result["rows"]})
+    ]
+    figure, axes = plt.subplots(figsize=(2 + 0.75 * len(kinds) * len(batches), 4.6), dpi=110)
+    width, colours = 0.84 / len(kinds), plt.get_cmap("Paired")
+    for k, (result, frames) in enumerate(kinds):
+        rows = [r for r in result["rows"] if r["frames"] == frames]
+        at = [batches.index(r["batch"]) - 0.42 + (k + 0.5) * width for r in rows]
+        label = f"{result['dtype']}, {frames} frames"
+        axes.bar(at, [r["to_first"] for r in rows], width * 0.94, color=colours(k), label=label)
+        for x, row in zip(at, rows, strict=True):
+            text = f"{row['to_first']:.2f}\n{1e3 * row['median_s']:.0f} ms"
+            axes.text(x, row["to_first"], text, ha="center", va="bottom", fontsize=7)
+    axes.axhline(1, color=LIMIT, linewidth=1.5, zorder=0, label="1: linear growth")
+    axes.set_xticks(range(len(batches)), [f"batch {b}" for b in batches])
+    axes.set_ylabel("time per FLOP, over that of the first bar")
+    axes.set_ylim(0, 1.3 * max([r["to_first"] for result in results for r in result["rows"]]))
+    axes.legend(frameon=False, fontsize=8, ncols=len(kinds) + 1, loc="upper center", bbox_to_anchor=(0.5, -0.08))
     axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    first = results[0]
+    axes.set_title(f"{first['model']}, {first['crop']}x{first['crop']}, {report.count(first['threads'], 'thread')}\n{where}",
+                   fontsize=10)  # fmt: skip
+    return _save(figure, path)
 
 
-def ops(path: PathLike, results: Sequence[Mapping[str, Any]]) -> None:
-    """How many times faster than torch eager each call is, on a logarithmic axis; red checks are left out."""
+def ops(path: PathLike, results: Sequence[Mapping[str, Any]], where: str = "") -> list[Path]:
+    """How many times faster than the fastest peer our fastest form of each call is; red checks are left out."""
     plt = _pyplot()
     best = []
     for result in results:
-        ours = [r for r in result["rows"] if r["who"].startswith("cpu") and r["speedup_vs_eager"]]
+        ours = [r for r in result["rows"] if r["speedup"]]
         if ours:
-            best.append((f"{result['op']} {result['case']}", max(r["speedup_vs_eager"] for r in ours)))
-    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.2 * len(best)), dpi=110)
-    best.sort(key=lambda pair: pair[1])
-    axes.barh(range(len(best)), [v for _, v in best], color=OURS)
-    axes.set_yticks(range(len(best)), [n for n, _ in best], fontsize=7)
-    axes.axvline(1, color=LIMIT, linewidth=1)
-    axes.set(xscale="log", xlabel="times faster than torch eager (channels_last_3d)")
-    axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+            row = min(ours, key=lambda r: r["median_s"])
+            peer = next(r for r in result["rows"] if r["who"] == result["best_peer"])
+            best.append((f"{result['op']} {result['case']}, {result['dtype']}", row, peer))
+    best.sort(key=lambda found: -found[1]["speedup"])
+    figure, axes = plt.subplots(figsize=(9, 1.4 + 0.26 * len(best)), dpi=110)
+    labels = [
+        f"{r['speedup']:.2f}x  ({r['who']} {milliseconds(r['median_s'])}, {peer['who']} {milliseconds(peer['median_s'])})"
+        for _, r, peer in best
+    ]
+    _ratio_bars(axes, [n for n, _, _ in best], [r["speedup"] for _, r, _ in best], labels, color=OURS)
+    axes.set_xlabel("times faster than the fastest peer (named in brackets)")
+    threads = report.count(results[0]["threads"], "thread")
+    axes.set_title(f"single ops on SlowFast's shapes, batch 1, {threads}\n{where}", fontsize=10)
+    return _save(figure, path)
 
 
-def targets(path: PathLike, rows: Sequence[Any]) -> None:
-    """Measured ratio over target of every row."""
+def targets(path: PathLike, rows: Sequence[Any], title: str = "") -> list[Path]:
+    """Measured ratio of every row with its target, times and parity; what was not measured is left out."""
     plt = _pyplot()
     rows = [r for r in rows if r.ratio is not None]
-    figure, axes = plt.subplots(figsize=(9, 1.4 + 0.4 * len(rows)), dpi=110)
+    figure, axes = plt.subplots(figsize=(9, 1.6 + 0.46 * len(rows)), dpi=110)
+    labels = []
+    for row in rows:
+        parity = f", parity {row.parity}" if row.error is not None else ""
+        labels.append(f"{row.ratio:.2f}x  ({row.amount(row.ours)}, peer {row.amount(row.peer)}{parity})")
+    names = ["\n".join(textwrap.wrap(r.what, 52)) for r in rows]
+    colours = [OURS if r.met else LIMIT for r in rows]
+    _ratio_bars(axes, names, [r.ratio for r in rows], labels, color=colours)
     for y, row in enumerate(reversed(rows)):
-        axes.barh(y, row.ratio, color=OURS if row.met else LIMIT)
-        axes.plot([row.target, row.target], [y - 0.4, y + 0.4], color="black", linewidth=2)
-        axes.text(row.ratio, y, f" {row.ratio:.2f}x", va="center", fontsize=8)
-    axes.set_yticks(range(len(rows)), [r.what for r in reversed(rows)], fontsize=7)
-    axes.set(xscale="log", xlabel="times faster (or smaller) than the peer; black: target")
-    axes.margins(x=0.12)
-    axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+        if row.target is not None:
+            # A label that begins at the target moves behind it.
+            axes.plot([row.target] * 2, [y - 0.42, y + 0.42], color="black", linewidth=2.5, zorder=3)
+            text = axes.texts[len(rows) - 1 - y]
+            if row.ratio <= row.target:
+                text.xy = (row.target, y)
+    axes.set_xlabel("times faster, or smaller, than the peer (1x: equal). Black bar: the project's target")
+    axes.set_title(title, fontsize=10)
+    return _save(figure, path)
 
 
-def memory(path: PathLike, results: Sequence[Mapping[str, Any]]) -> None:
-    """Bars of the peak above the weights."""
+def memory(path: PathLike, results: Sequence[Mapping[str, Any]], where: str = "") -> list[Path]:
+    """Both peaks side by side: above the weights as held, and above their plain size."""
     plt = _pyplot()
     bars = [(f"{r['who']} {result['dtype']}", r) for result in results for r in result["rows"]]
-    figure, axes = plt.subplots(figsize=(7, 1.2 + 0.4 * len(bars)), dpi=110)
-    for y, (_, row) in enumerate(reversed(bars)):
-        axes.barh(y, row["peak_bytes"] / 2**20, color=OURS if row["who"] == "frozen" else OTHER)
-        axes.text(row["peak_bytes"] / 2**20, y, f" {row['peak_bytes'] / 2**20:.0f}", va="center", fontsize=8)
+    figure, axes = plt.subplots(figsize=(8, 1.6 + 0.6 * len(bars)), dpi=110)
+    kinds = (
+        ("peak_bytes", "above the weights as held", 0.2, None),
+        ("strict_bytes", "strict: above the weights' plain size (packed copies count)", -0.2, "////"),
+    )
+    for key, label, shift, hatch in kinds:
+        for y, (_, row) in enumerate(reversed(bars)):
+            colour = OURS if row["who"] == "frozen" else OTHER
+            size = row[key] / 2**20
+            axes.barh(y + shift, size, 0.38, color=colour, hatch=hatch, edgecolor="white")
+            axes.annotate(
+                f"{size:.0f} MiB", (size, y + shift), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8
+            )
+        axes.barh([0], [0], color=OTHER, hatch=hatch, edgecolor="white", label=label)
     axes.set_yticks(range(len(bars)), [name for name, _ in reversed(bars)])
-    axes.set_xlabel("peak resident MiB above the weights")
+    axes.set_xlabel("peak resident MiB of inference")
+    axes.margins(x=0.15)
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.35 if len(bars) < 4 else -0.15))
+    axes.set_title(f"{_of(results[0])}\n{where}", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    return _save(figure, path)
 
 
 def speedups(path: PathLike, records: Sequence[Mapping[str, Any]], title: str = "") -> None:
@@ -199,11 +323,10 @@ def speedups(path: PathLike, records: Sequence[Mapping[str, Any]], title: str = 
         found = [r["speedup"] for r in record["rows"] if r["ours"] and r["speedup"]]
         if found:
             bars.append((f"{record['what']}, b{record['batch']} {record['dtype']}", max(found)))
-    figure, axes = plt.subplots(figsize=(9, 1.4 + 0.16 * len(bars)), dpi=110)
-    axes.barh(range(len(bars)), [v for _, v in reversed(bars)], color=OURS)
-    axes.set_yticks(range(len(bars)), [n for n, _ in reversed(bars)], fontsize=6)
-    axes.axvline(1, color=LIMIT, linewidth=1)
-    axes.set(xscale="log", xlabel="times faster than the fastest peer")
-    axes.set_title(title, fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
+    if not bars:
+        return
+    figure, axes = plt.subplots(figsize=(9, 1.4 + 0.22 * len(bars)), dpi=110)
+    _ratio_bars(axes, [n for n, _ in bars], [v for _, v in bars], [f"{v:.2f}x" for _, v in bars], color=OURS)
+    axes.set_xlabel("times faster than the fastest peer")
+    axes.set_title(title, fontsize=9)
     _save(figure, path)

@@ -1,12 +1,9 @@
 """RoI head pooling as users compose it from torch: mean over time, RoIAlign per box, maximum over the bins.
 
-Three ways to write the RoIAlign, all of Mask R-CNN's definition (He et al. 2017) with bilinear samples
+Ways to write the RoIAlign, all of Mask R-CNN's definition (He et al. 2017) with bilinear samples
 averaged in each bin, the number of samples from the size of the box (sampling_ratio 0):
 
-masked      the algorithm of torchvision's pure-Python `_roi_align` (what it runs where its C++ operator
-            cannot, and under torch.compile): a sample grid as large as the map for every bin, masked to the
-            samples that exist. Its memory is bins x map for every box and channel, so it goes through the
-            channels in slices, as whoever runs it on 2048 channels has to.
+torchvision its compiled operator, where it is installed: what users run.
 vectorised  plain vectorised torch: the sample positions of all bins of one box, four gathers, a mean.
 matmul      RoIAlign as two matrix products, one per axis: bilinear weights and the mean are separable.
 """
@@ -17,8 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-#: Bytes of one temporary of the masked form, which holds about ten of them at a time.
-MASKED_BYTES = 32 << 20
+from slowfast_kernels.bench import torchvision_ops
 
 
 def _edges(rois: Tensor, scale: float, aligned: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -41,55 +37,6 @@ def _weights(at: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     part = at - low
     high = (low + 1).clamp(max=size - 1)
     return low.long(), high.long(), (1 - part) * inside, part * inside
-
-
-def align_masked(maps: Tensor, rois: Tensor, bins: int, scale: float, aligned: bool) -> Tensor:
-    """[N, C, H, W], [K, 5] -> [K, C, bins, bins]; see the module."""
-    height, width = maps.shape[-2:]
-    x1, y1, w, h = _edges(rois, scale, aligned)
-    per_y, per_x = (h / bins).ceil(), (w / bins).ceil()
-    steps_y = torch.arange(height, device=maps.device)
-    steps_x = torch.arange(width, device=maps.device)
-    cell = torch.arange(bins, device=maps.device)
-
-    def positions(start: Tensor, extent: Tensor, per: Tensor, steps: Tensor) -> Tensor:
-        side = (extent / bins)[:, None, None]
-        inner = (steps + 0.5)[None, None, :] * (side / per.clamp(min=1)[:, None, None])
-        return start[:, None, None] + cell[None, :, None] * side + inner  # [K, bins, steps]
-
-    y_low, y_high, wy_low, wy_high = _weights(positions(y1, h, per_y, steps_y), height)
-    x_low, x_high, wx_low, wx_high = _weights(positions(x1, w, per_x, steps_x), width)
-    live_y = (steps_y[None, :] < per_y[:, None])[:, None, :]
-    live_x = (steps_x[None, :] < per_x[:, None])[:, None, :]
-    wy_low, wy_high = wy_low * live_y, wy_high * live_y
-    wx_low, wx_high = wx_low * live_x, wx_high * live_x
-    count = (per_y * per_x).clamp(min=1)
-    clip = rois[:, 0].long()
-    found = []
-    slice_ = max(1, MASKED_BYTES // max(1, rois.shape[0] * bins * bins * height * width * 4))
-    for first in range(0, maps.shape[1], slice_):
-        part = maps[:, first : first + slice_]
-
-        def at(y: Tensor, x: Tensor, part: Tensor = part) -> Tensor:  # [K, c, bins, bins, steps, steps]
-            channel = torch.arange(part.shape[1], device=maps.device)
-            return part[
-                clip[:, None, None, None, None, None],
-                channel[None, :, None, None, None, None],
-                y[:, None, :, None, :, None],
-                x[:, None, None, :, None, :],
-            ]
-
-        def outer(a: Tensor, b: Tensor) -> Tensor:
-            return a[:, None, :, None, :, None] * b[:, None, None, :, None, :]
-
-        value = (
-            outer(wy_low, wx_low) * at(y_low, x_low)
-            + outer(wy_low, wx_high) * at(y_low, x_high)
-            + outer(wy_high, wx_low) * at(y_high, x_low)
-            + outer(wy_high, wx_high) * at(y_high, x_high)
-        )
-        found.append(value.sum((-1, -2)) / count[:, None, None, None])
-    return torch.cat(found, dim=1)
 
 
 def align_vectorised(maps: Tensor, rois: Tensor, bins: int, scale: float, aligned: bool) -> Tensor:
@@ -137,6 +84,11 @@ def align_matmul(maps: Tensor, rois: Tensor, bins: int, scale: float, aligned: b
 
     y, x = axis(y1, h, height), axis(x1, w, width)
     return torch.einsum("kph,kchw,kqw->kcpq", y, maps[rois[:, 0].long()], x)
+
+
+def align_torchvision(maps: Tensor, rois: Tensor, bins: int, scale: float, aligned: bool) -> Tensor:
+    """[N, C, H, W], [K, 5] -> [K, C, bins, bins] on torchvision's operator, once `torchvision_ops.load` found it."""
+    return torchvision_ops.roi_align(maps, rois, (bins, bins), scale, 0, aligned)
 
 
 Align = Callable[[Tensor, Tensor, int, float, bool], Tensor]

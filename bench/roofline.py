@@ -1,7 +1,17 @@
-"""Floors: the least time a call can take on this machine, from its work and the measured ceilings."""
+"""Direct-convolution floors: the least time of a call on this machine whose convolutions are computed directly.
+
+Work is counted as direct convolution's in all tables and pictures. Winograd and polyphase kernels need fewer
+multiplications: they may run below this floor, and above the ceiling in FLOP/s.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+#: What tables and pictures say about the floor, below them.
+DIRECT_FLOOR = (
+    "direct floor: least time of direct convolution at the measured ceilings; FLOPs are counted as direct "
+    "convolution's. Winograd kernels need fewer multiplications and may run below it (above 100%)."
+)
 
 #: Ceiling of the arithmetic, by dtype of the operands.
 PEAKS = {"fp32": "fp32_gflops", "bf16": "bf16_gflops", "fp16": "fp32_gflops"}
@@ -10,7 +20,7 @@ PEAKS = {"fp32": "fp32_gflops", "bf16": "bf16_gflops", "fp16": "fp32_gflops"}
 GPU_PEAKS = {dtype: f"{dtype}_gflops" for dtype in ("bf16", "fp16", "tf32", "fp32")}
 
 
-def floor(
+def direct_floor(
     flops: float,
     nbytes: float,
     dtype: str,
@@ -20,7 +30,7 @@ def floor(
     """Least seconds: the slower of the arithmetic at the measured rate and the least traffic at main memory's
     measured bandwidth. None where the ceilings were not measured.
 
-    Working sets that fit a cache can beat the memory term, so a fraction above one is possible there.
+    flops are those of direct convolution. Winograd kernels, and working sets that fit a cache, can be faster.
     """
     if not ceilings:
         return None
@@ -31,14 +41,14 @@ def floor(
 
 
 def fraction(least: float | None, seconds: float) -> float | None:
-    """Part of the floor that a time reaches: 1 at the floor."""
+    """Direct-convolution floor over a time: 1 at the floor, above 1 below it."""
     return None if least is None or seconds <= 0 else least / seconds
 
 
 def stages(
     profile: Sequence[Mapping[str, Any]], dtype: str, ceilings: Mapping[str, Any] | None
 ) -> list[dict[str, Any]]:
-    """Rows of a frozen model's profile added up by stage and op: seconds, flops, bytes, calls, floor_s."""
+    """Rows of a frozen model's profile added up by stage and op: seconds, flops, bytes, calls, direct_floor_s."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for step in profile:
         row = rows.setdefault(
@@ -50,13 +60,13 @@ def stages(
                 "seconds": 0.0,
                 "flops": 0,
                 "bytes": 0,
-                "floor_s": 0.0 if ceilings else None,
+                "direct_floor_s": 0.0 if ceilings else None,
             },
         )
         row["calls"] += 1
         for key in ("seconds", "flops", "bytes"):
             row[key] += step[key]
-        least = floor(step["flops"], step["bytes"], dtype, ceilings)
+        least = direct_floor(step["flops"], step["bytes"], dtype, ceilings)
         if least is not None:
-            row["floor_s"] += least
+            row["direct_floor_s"] += least
     return list(rows.values())

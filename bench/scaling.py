@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from slowfast_kernels import report
@@ -63,7 +64,8 @@ def measure(
                 "workspace_bytes": workspace() if workspace else None,
             }
         )
-    return {"model": name, "dtype": dtype, "rows": rows}
+    size = subjects[0].model.config.input
+    return {"model": name, "dtype": dtype, "crop": size.crop, "threads": torch.get_num_threads(), "rows": rows}
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> str:

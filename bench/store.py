@@ -32,12 +32,12 @@ def document(
 def markdown(
     what: str, stamp: Mapping[str, Any], ceilings: Mapping[str, Any] | None, text: str, command: str
 ) -> str:
-    """A run as a page: how it was made, where, and the table."""
+    """A run as a page: how it was made, where, and `text`, which is Markdown."""
     lines = [f"# {what}", "", f"`{command}`", ""]
     lines += [f"- {line}" for line in harness.stamp_lines(stamp)]
     if ceilings:
         lines.append(f"- ceilings measured in the same run: {ceiling_line(ceilings)}")
-    return "\n".join([*lines, "", "```text", text, "```", ""])
+    return "\n".join([*lines, "", text, ""])
 
 
 def ceiling_line(ceilings: Mapping[str, Any]) -> str:
@@ -47,7 +47,7 @@ def ceiling_line(ceilings: Mapping[str, Any]) -> str:
     if ceilings.get("int8_gops"):
         parts.append(f"int8 {ceilings['int8_gops']:.0f} GOP/s ({ceilings['int8_isa']})")
     parts.append(f"memory copy {ceilings['copy_gbs']:.0f} GB/s, read {ceilings['read_gbs']:.0f} GB/s")
-    return ", ".join(parts) + f", {ceilings['threads']} threads"
+    return ", ".join([*parts, report.count(ceilings["threads"], "thread")])
 
 
 def save(what: str, found: Mapping[str, Any], page: str, folder: Path | None = None) -> Path:

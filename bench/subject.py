@@ -7,10 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slowfast_kernels import freeze, models
+from slowfast_kernels import freeze, models, report
 from slowfast_kernels.bench.peer_model import PlainSlowFast, trained_like
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def described(name: str, frames: int, crop: int, batch: int, threads: int) -> str:
+    """What was measured, in words: network, clip, batch, threads."""
+    return f"{name}, {frames} frames of {crop}x{crop}, batch {batch}, {report.count(threads, 'thread')}"
 
 
 @dataclass

@@ -15,10 +15,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from slowfast_kernels import ops, report
-from slowfast_kernels.bench import frozen_parts, harness, memory, models, peers, roi_peers
+from slowfast_kernels.bench import frozen_parts, harness, memory, models, peers, roi_peers, torchvision_ops
 from slowfast_kernels.bench.ops import milliseconds, times_faster
 from slowfast_kernels.bench.peer_model import plain_lateral, plain_stage
-from slowfast_kernels.bench.subject import Subject
+from slowfast_kernels.bench.subject import Subject, described
+from slowfast_kernels.models import configure
 
 HEADER = ("target", "at least", "measured", "verdict", "ours", "peer", "rounds' p20-p80", "parity")
 OURS = "ours"
@@ -27,11 +28,11 @@ OUR_OP = "our plain op"  # the public op instead of the frozen form: another for
 
 @dataclass
 class Row:
-    """One target and what was found. ratio is None behind a red parity check."""
+    """One target and what was found. ratio is None behind a red parity check, target where there is none."""
 
     key: str
     what: str
-    target: float
+    target: float | None
     ratio: float | None = None
     ours: float | None = None  # seconds, or bytes for memory
     peer: float | None = None
@@ -44,7 +45,23 @@ class Row:
 
     @property
     def met(self) -> bool:
-        return self.ratio is not None and self.ratio >= self.target
+        return self.ratio is not None and (self.target is None or self.ratio >= self.target)
+
+    @property
+    def verdict(self) -> str:
+        if self.ratio is None:
+            return "not measured" if self.error is None else "parity red"
+        return "no target" if self.target is None else "met" if self.met else "missed"
+
+    def amount(self, value: float | None) -> str:
+        """A time or a size as text."""
+        if value is None:
+            return "-"
+        return milliseconds(value) if self.unit == "s" else memory.mebibytes(value)
+
+    @property
+    def parity(self) -> str:
+        return "-" if self.error is None else str(harness.Gate(self.error, self.error_limit or 0.0))
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "met": self.met}
@@ -59,7 +76,6 @@ class Setting:
     progress: bool = True
     model: str = "slowfast_8x8_r50"
     crop: int | None = None
-    full: bool = False  # also what takes minutes
 
 
 def row_of(
@@ -268,62 +284,82 @@ def boxes(count: int, height: int, width: int, seed: int = 5) -> Tensor:
     return torch.stack([torch.zeros(count), x, y, x + w, y + h], dim=1)
 
 
+#: The head around each RoIAlign: key, what the row says, the align; the first is the one everybody has.
+ALIGNS: dict[str, tuple[str, roi_peers.Align]] = {
+    "torchvision": ("mean, torchvision's compiled RoIAlign, max", roi_peers.align_torchvision),
+    "vectorised": ("mean, RoIAlign in vectorised torch, max", roi_peers.align_vectorised),
+}
+
+
+#: Torch's mean of both pathways over the frames, which every composition begins with.
+MEAN = "mean over frames"
+
+
 def roi_rows(setting: Setting, counts: Sequence[int] = (1, 8, 64), small: bool = False) -> list[Row]:
-    """roi_head_pool at AVA's shapes against both compositions: one pair of rows, the worst number of boxes in
-    each; all numbers of boxes are in "also"."""
+    """roi_head_pool at AVA's shapes against torch compositions: a row each, the worst number of boxes in it.
+
+    The compositions get their maps in NCDHW memory, where torch's mean over frames is ten times faster. All numbers of
+    boxes are in "also"; so are maps in channels_last_3d memory, as a channels-last network hands them over, and the
+    peer without its mean over frames: RoIAlign and the maximum alone."""
     generator = torch.Generator().manual_seed(6)
     cs, cf, h, w = (64, 8, 5, 7) if small else (2048, 256, 16, 29)
-    slow, fast = (
-        torch.randn(1, c, t, h, w, generator=generator)
-        .relu()
-        .contiguous(memory_format=torch.channels_last_3d)
-        for c, t in ((cs, 8), (cf, 32))
-    )
-    found = {}
-    kinds = {"masked": roi_peers.align_masked, "vectorised": roi_peers.align_vectorised}
-    for kind in kinds:
-        text = (
-            "mean, torchvision's pure-Python RoIAlign, max"
-            if kind == "masked"
-            else "the same in vectorised torch"
-        )
-        found[kind] = Row(
-            f"roi {kind}",
-            f"roi_head_pool, AVA shapes, {counts[0]} to {counts[-1]} boxes, against {text}",
-            4.0,
-        )
+    plain = [torch.randn(1, c, t, h, w, generator=generator).relu() for c, t in ((cs, 8), (cf, 32))]
+    last = [peers.channels_last(x) for x in plain]
+    where = f"roi_head_pool, AVA shapes, {counts[0]} to {counts[-1]} boxes"
+    found = {key: Row(f"roi {key}", f"{where}, against {text}", 4.0) for key, (text, _) in ALIGNS.items()}
+    try:
+        torchvision_ops.load()
+    except peers.Unavailable as error:
+        found["torchvision"].note = str(error)
+    there = [key for key, row in found.items() if not row.note]
     for count in counts:
         rois = boxes(count, 16 * h, 16 * w)
 
-        def run(align: Any, rois: Tensor = rois) -> Any:
-            with torch.inference_mode():
-                return roi_peers.head_pool(align, slow, fast, rois)
+        def head(align: roi_peers.Align, maps: Sequence[Tensor], rois: Tensor = rois) -> Callable[[], Any]:
+            return _inference(lambda: roi_peers.head_pool(align, maps[0], maps[1], rois))
 
-        def ours(rois: Tensor = rois) -> Any:
-            with torch.inference_mode():
-                return ops.roi_head_pool(slow, fast, rois)
-
-        quick = {
-            OURS: ours,
-            "vectorised": lambda run=run: run(roi_peers.align_vectorised),
-            "matmul": lambda run=run: run(roi_peers.align_matmul),
+        runs = {
+            OURS: _inference(lambda rois=rois: ops.roi_head_pool(last[0], last[1], rois)),
+            MEAN: _inference(lambda: [x.mean(dim=2) for x in plain]),
         }
-        one = Row(f"roi {count}", "", 4.0)
-        _worst(found["vectorised"], row_of(one, quick, "vectorised", setting), count)
-        if count > 8 and not setting.full and not small:
-            found["masked"].note = f"not run with {count} boxes (minutes; --full does)"
-            continue
-        slowly = {OURS: ours, "masked": lambda run=run: run(roi_peers.align_masked)}
-        one = Row(f"roi {count}", "", 4.0)
-        _worst(found["masked"], row_of(one, slowly, "masked", setting, rounds=3), count)
+        for key in there:
+            runs[key] = head(ALIGNS[key][1], plain)
+            runs[f"{key}, channels_last_3d maps"] = head(ALIGNS[key][1], last)
+        runs["vectorised, as two products"] = head(roi_peers.align_matmul, plain)
+        _roi_fill({key: found[key] for key in there}, runs, count, setting)
     return list(found.values())
 
 
-def _worst(total: Row, one: Row, count: int) -> None:
+def _inference(call: Callable[[], Any]) -> Callable[[], Any]:
+    return torch.inference_mode()(call)
+
+
+def _roi_fill(
+    found: Mapping[str, Row], runs: Mapping[str, Callable[[], Any]], count: int, setting: Setting
+) -> None:
+    """Time all forms for one number of boxes in one interleaved run and fill the rows."""
+    expected = runs["vectorised"]()
+    errors = {name: harness.relative_l2(run(), expected) for name, run in runs.items() if name != MEAN}
+    compared = harness.interleaved(
+        runs, rounds=setting.rounds, warmup=1, label=f"roi {count}", progress=setting.progress
+    )
+    for key, row in found.items():
+        answer = harness.gate(runs[OURS](), runs[key]())
+        one = Row("", "", None, error=answer.error, error_limit=answer.limit)
+        _fill(one, compared, OURS, key, answer.green, set())
+        if one.ratio is not None:
+            rest = compared.timings[key].median - compared.timings[MEAN].median
+            one.also["without torch's mean"] = rest / compared.timings[OURS].median
+            forms = [n for n in runs if n.startswith(f"{key}, ") and errors[n] <= answer.limit]
+            one.also |= {n.removeprefix(f"{key}, "): compared.ratio(OURS, n) for n in forms}
+        _worst(row, one, "1 box" if count == 1 else f"{count} boxes")
+
+
+def _worst(total: Row, one: Row, count: str) -> None:
     """Keep the least ratio of the numbers of boxes in the row; a red check of any of them stays."""
     for name, ratio in {
-        f"{count} boxes": one.ratio,
-        **{f"{count} boxes {n}": r for n, r in one.also.items()},
+        count: one.ratio,
+        **{f"{count} {n}": r for n, r in one.also.items()},
     }.items():
         if ratio is not None:
             total.also[name] = ratio
@@ -336,16 +372,26 @@ def _worst(total: Row, one: Row, count: int) -> None:
 # --- memory ------------------------------------------------------------------------------------------------
 
 
-def memory_row(setting: Setting) -> Row:
-    """Peak resident memory above the weights, in processes of their own (see ``memory``)."""
-    row = Row(
-        "memory",
-        "peak resident memory of inference above the weights, against eager (fp32)",
-        2.0,
-        unit="bytes",
-        note="VmHWM minus what was resident once the model was loaded; strict: minus the weights' plain size "
-        "and what was resident before the model, so packed copies count",
-    )
+def memory_rows(setting: Setting) -> list[Row]:
+    """Peak resident memory of inference, in processes of their own (see ``memory``), told both ways."""
+    where = "peak resident memory of inference above the weights"
+    rows = {
+        "peak": Row(
+            "memory",
+            f"{where} as each side holds them, against eager (fp32)",
+            2.0,
+            unit="bytes",
+            note="VmHWM minus what was resident once the model was loaded",
+        ),
+        "strict": Row(
+            "memory strict",
+            f"{where} in their plain size, against eager (fp32)",
+            None,
+            unit="bytes",
+            note="packed and transformed copies of weights count: VmHWM minus what was resident before the model and "
+            "minus the weights' plain size",
+        ),
+    }
     result = memory.measure(
         setting.model,
         "fp32",
@@ -354,17 +400,16 @@ def memory_row(setting: Setting) -> Row:
         crop=setting.crop,
     )
     found = {r["who"]: r for r in result["rows"]}
-    ours, peer = found.get(memory.OURS), found.get("eager_cl3d")
-    if ours and peer:
-        row.ours, row.peer, row.ratio = ours["peak_bytes"], peer["peak_bytes"], peer["peak_to_ours"]
-        for name, other in (("", peer), (" eager (NCDHW)", found.get("eager"))):
-            for kind in ("peak", "strict"):
-                ratio = other[f"{kind}_to_ours"] if other else None
-                if ratio is not None and (name or kind == "strict"):
-                    row.also[kind + name] = ratio
-    else:
-        row.note = "; ".join(f"{n}: {reason}" for n, reason in result["missing"].items())
-    return row
+    ours, peer, other = (found.get(who) for who in (memory.OURS, "eager_cl3d", "eager"))
+    for kind, row in rows.items():
+        if ours and peer:
+            row.ours, row.peer = ours[f"{kind}_bytes"], peer[f"{kind}_bytes"]
+            row.ratio = peer[f"{kind}_to_ours"]
+            if other and other[f"{kind}_to_ours"] is not None:
+                row.also["eager (NCDHW)"] = other[f"{kind}_to_ours"]
+        else:
+            row.note = "; ".join(f"{n}: {reason}" for n, reason in result["missing"].items())
+    return list(rows.values())
 
 
 # --- all ---------------------------------------------------------------------------------------------------
@@ -381,7 +426,7 @@ def measure(setting: Setting, groups: Sequence[str] = GROUPS) -> list[Row]:
         "lateral": lambda: [lateral_row(subject, setting)],
         "pack": lambda: [pack_row(setting)],
         "roi": lambda: roi_rows(setting),
-        "memory": lambda: [memory_row(setting)],
+        "memory": lambda: memory_rows(setting),
     }
     found: list[Row] = []
     with _bar(len(groups), setting.progress) as step:
@@ -403,33 +448,44 @@ def _bar(total: int, show: bool) -> Iterator[Callable[[str], None]]:
         yield step
 
 
+def network_of(setting: Setting) -> str:
+    """What was measured, in words: network, size, batch, threads."""
+    size = configure(setting.model).input
+    return described(setting.model, size.frames, setting.crop or size.crop, 1, setting.threads)
+
+
 def table(rows: Sequence[Row]) -> str:
-    """The rows as text, their notes below."""
-    lines = []
-    for row in rows:
-
-        def show(value: float | None, row: Row = row) -> str:
-            if value is None:
-                return "-"
-            return milliseconds(value) if row.unit == "s" else memory.mebibytes(value)
-
-        verdict = "met" if row.met else ("not measured" if row.ratio is None else "missed")
-        red = row.error is not None and row.ratio is None
-        lines.append(
-            (
-                row.what,
-                times_faster(row.target),
-                times_faster(row.ratio),
-                "parity red" if red else verdict,
-                show(row.ours),
-                show(row.peer),
-                "-" if row.paired is None else f"{row.paired[0]:.2f}-{row.paired[1]:.2f}",
-                "-" if row.error is None else str(harness.Gate(row.error, row.error_limit or 0.0)),
-            )
+    """The rows as text; what each is, and its notes, below."""
+    lines = [
+        (
+            row.key,
+            times_faster(row.target),
+            times_faster(row.ratio),
+            row.verdict,
+            row.amount(row.ours),
+            row.amount(row.peer),
+            "-" if row.paired is None else f"{row.paired[0]:.2f}-{row.paired[1]:.2f}",
+            row.parity,
         )
-    notes = []
+        for row in rows
+    ]
+    return "\n".join([report.table(lines, HEADER), "", *report.wrapped(_notes(rows))])
+
+
+def markdown(rows: Sequence[Row], network: str) -> str:
+    """The rows as a Markdown table, as the README shows it, and the notes."""
+    lines = [f"| {network} | ours | peer | ratio | parity |", "|---|---:|---:|---:|---:|"]
+    for row in rows:
+        ratio = f"**{row.ratio:.2g}x**" if row.ratio is not None else row.verdict
+        lines.append(
+            f"| {row.what} | {row.amount(row.ours)} | {row.amount(row.peer)} | {ratio} | {row.parity} |"
+        )
+    return "\n".join([*lines, "", *(f"- {note}" for note in _notes(rows))])
+
+
+def _notes(rows: Sequence[Row]) -> list[str]:
+    found = []
     for row in rows:
         also = ", ".join(f"{name} {ratio:.2f}x" for name, ratio in row.also.items())
-        remarks = [text for text in (f"also {also}" if also else "", row.note) if text]
-        notes += [f"  {row.key}: " + "; ".join(remarks)] if remarks else []
-    return "\n".join([report.table(lines, HEADER), *notes])
+        found.append("; ".join(text for text in (f"{row.key}: {row.what}", f"also {also}" if also else "", row.note) if text))
+    return found

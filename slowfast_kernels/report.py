@@ -5,7 +5,8 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +17,18 @@ import torch
 import slowfast_kernels
 from slowfast_kernels._optional import needs
 
-__all__ = ["STAGES", "environment", "plot_stages", "table", "version_of", "write_json"]
+__all__ = [
+    "STAGES",
+    "check_output",
+    "check_picture",
+    "count",
+    "environment",
+    "plot_stages",
+    "table",
+    "version_of",
+    "wrapped",
+    "write_json",
+]
 
 #: Stages of the network in the order of its forward pass.
 STAGES = ("stem", "res2", "res3", "res4", "res5", "lateral", "head")
@@ -83,6 +95,16 @@ def table(rows: Iterable[Sequence[str]], header: Sequence[str] | None = None) ->
     return "\n".join(out)
 
 
+def wrapped(notes: Iterable[str], width: int = 120) -> list[str]:
+    """Notes under a table as lines of at most this width; what belongs to a note is indented."""
+    return [line for note in notes for line in textwrap.wrap(note, width, subsequent_indent="  ")]
+
+
+def count(number: int, thing: str) -> str:
+    """"1 thread", "2 threads"."""
+    return f"{number} {thing}" + ("" if number == 1 else "s")
+
+
 def _plain(value: Any) -> Any:
     """JSON's own types only; what is not a finite number becomes null."""
     if isinstance(value, Mapping):
@@ -98,6 +120,35 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
+def check_output(option: str, path: str | os.PathLike[str], suffixes: Collection[str] = ()) -> None:
+    """Refuse a file that cannot be written, before any work; raises ValueError that names the option.
+
+    suffixes: what the name may end in (".npz"), if not in anything.
+    """
+    file = Path(path)
+    if str(path) == "-":
+        raise ValueError(f"{option} -: expected the name of a file (standard output has the tables)")
+    if file.is_dir():
+        raise ValueError(f"{option} {path}: expected a file, got a folder")
+    folder = file.resolve().parent
+    if not folder.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):
+        raise ValueError(f"{option} {path}: expected a file in a folder that exists and can be written")
+    if suffixes and file.suffix not in suffixes:
+        raise ValueError(f"{option} {path}: expected a name that ends in {' or '.join(suffixes)}")
+
+
+def check_picture(option: str, path: str | os.PathLike[str]) -> None:
+    """Refuse a picture that cannot be drawn or written, before any work. Raises ValueError, or MissingExtra where
+    there is no matplotlib."""
+    with needs(option, extra="video"):
+        from matplotlib.backend_bases import FigureCanvasBase
+    # A name without a suffix is a PNG.
+    known = ["", *(f".{suffix}" for suffix in FigureCanvasBase.get_supported_filetypes())]
+    check_output(option, path)
+    if Path(path).suffix.lower() not in known:
+        raise ValueError(f"{option} {path}: expected a picture's suffix, one of {' '.join(known[1:])}")
+
+
 def write_json(path: str | os.PathLike[str], document: Mapping[str, Any]) -> None:
     """Write ``document`` as indented JSON; infinities and NaN become null."""
     Path(path).write_text(json.dumps(_plain(document), indent=1, allow_nan=False) + "\n")
@@ -110,7 +161,7 @@ def plot_stages(path: str | os.PathLike[str], stages: Sequence[Mapping[str, Any]
         path: the picture (its suffix chooses the format, PNG by default).
         stages: rows with ``stage`` ("res2.slow", "lateral", ...), ``reference_s`` and ``fused_s`` (seconds,
         None
-            if not measured) and ``floor_s`` (seconds, None if unknown).
+            if not measured) and ``direct_floor_s`` (seconds, None if unknown).
         title: text over the picture.
     """
     with needs("a picture", extra="video"):
@@ -154,10 +205,10 @@ def plot_stages(path: str | os.PathLike[str], stages: Sequence[Mapping[str, Any]
             axes.text(
                 left + width / 2, slow + fast, _short(slow + fast), ha="center", va="bottom", fontsize=8
             )
-    floors = any(row.get("floor_s") for row in stages)
+    floors = any(row.get("direct_floor_s") for row in stages)
     if floors:
         for x, stage in enumerate(present):
-            floor = total(stage, "floor_s")
+            floor = total(stage, "direct_floor_s")
             if not floor:
                 continue
             axes.plot([x - 0.44, x + 0.44], [floor, floor], color="#c0392b", linewidth=1.8)
@@ -168,7 +219,7 @@ def plot_stages(path: str | os.PathLike[str], stages: Sequence[Mapping[str, Any]
     if any(row["stage"].endswith(".fast") for row in stages):
         handles.append(Patch(facecolor="white", edgecolor="#555", hatch="////", label="Fast pathway's part"))
     if floors:
-        floor_sum = sum(total(s, "floor_s") for s in present)
+        floor_sum = sum(total(s, "direct_floor_s") for s in present)
         handles += axes.plot(
             [], [], color="#c0392b", linewidth=1.8, label=f"roofline floor ({floor_sum:.0f} ms)"
         )

@@ -13,11 +13,11 @@ from slowfast_kernels import report
 from slowfast_kernels.bench import harness, plots, store
 from slowfast_kernels.bench.gpu.targets import Row
 from slowfast_kernels.bench.ops import milliseconds, percent, times_faster
-from slowfast_kernels.bench.roofline import GPU_PEAKS, floor, fraction
+from slowfast_kernels.bench.roofline import GPU_PEAKS, direct_floor, fraction
 
 DRY = "DRY RUN on a CPU: tiny shapes, interpreted and emulated kernels. No figure here is a measurement."
 
-HEADER = ("what", "who", "median", "p20-p80", "GB/s", "TFLOP/s", "of floor", "vs best peer", "parity")
+HEADER = ("what", "who", "median", "p20-p80", "GB/s", "TFLOP/s", "of direct floor", "vs best peer", "parity")
 
 #: Parts whose records are comparisons of contenders.
 COMPARED = ("parts", "pack", "roi", "model", "ops", "compile")
@@ -38,21 +38,21 @@ def compared(parts: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def derive(record: dict[str, Any], ceilings: Mapping[str, float]) -> dict[str, Any]:
-    """The record with GB/s, TFLOP/s, the part of the floor and the speed-up over the best peer in each row.
+    """The record with GB/s, TFLOP/s, the part of the direct-convolution floor and the speed-up over the best peer in each row.
 
     The floor of several layers is the sum of their floors.
     """
     units = record.get("units") or [(record["flops"], record["bytes"])]
-    floors = [floor(flops, nbytes, record["dtype"], ceilings, GPU_PEAKS) for flops, nbytes in units]
+    floors = [direct_floor(flops, nbytes, record["dtype"], ceilings, GPU_PEAKS) for flops, nbytes in units]
     least = sum(f for f in floors if f is not None)
     peers = [r["median_s"] for r in record["rows"] if not r["ours"] and r["green"]]
     for row in record["rows"]:
         seconds = row["median_s"]
         row["gbs"] = record["bytes"] / seconds / 1e9 if record["bytes"] else None
         row["tflops"] = record["flops"] / seconds / 1e12 if record["flops"] else None
-        row["floor_fraction"] = fraction(least or None, seconds)
+        row["direct_floor_fraction"] = fraction(least or None, seconds)
         row["speedup"] = min(peers) / seconds if peers and row["green"] else None
-    return {**record, "floor_s": least or None}
+    return {**record, "direct_floor_s": least or None}
 
 
 # --- the page --------------------------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ def lines(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
                 f"{milliseconds(row['p20_s'])}-{milliseconds(row['p80_s'])}",
                 _number(row["gbs"]),
                 _number(row["tflops"], ".1f"),
-                percent(row["floor_fraction"]),
+                percent(row["direct_floor_fraction"]),
                 times_faster(row["speedup"]) if row["ours"] else "",
                 str(harness.Gate(row["error"], row["error_limit"])),
             )
@@ -120,7 +120,7 @@ def note_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
 def target_table(rows: Sequence[Row]) -> list[str]:
     """The targets as a Markdown table."""
     found = [
-        "| target | at least | measured | verdict | ours | best peer | floor | of floor | parity error |",
+        "| target | at least | measured | verdict | ours | best peer | direct floor | of direct floor | parity error |",
         "|---|---:|---:|---|---|---|---:|---:|---:|",
     ]
     for row in rows:
@@ -134,9 +134,9 @@ def target_table(rows: Sequence[Row]) -> list[str]:
         peer = f"{milliseconds(row.peer)} ({row.peer_who})" if row.peer is not None else "-"
         error = "-" if row.error is None else str(harness.Gate(row.error, row.error_limit or 0.0))
         verdict = row.verdict + (f" ({row.note})" if row.note and row.note != row.verdict else "")
-        floor_ = "-" if row.floor is None else milliseconds(row.floor)
-        part = percent(fraction(row.floor, row.ours)) if row.ours else "-"
-        cells = (row.what, show(row.target), show(row.ratio), verdict, ours, peer, floor_, part, error)
+        least = "-" if row.direct_floor is None else milliseconds(row.direct_floor)
+        part = percent(fraction(row.direct_floor, row.ours)) if row.ours else "-"
+        cells = (row.what, show(row.target), show(row.ratio), verdict, ours, peer, least, part, error)
         found.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
     return found
 
@@ -182,9 +182,9 @@ def page(document: Mapping[str, Any], rows: Sequence[Row]) -> str:
     out += [f"- {line}" for line in [*harness.stamp_lines(stamp), *gpu_lines(stamp)]]
     out += ["", "## Targets", "", *target_table(rows), ""]
     out += [
-        "Ratios are of one interleaved run, against the fastest peer whose output agrees. The floor is the least time "
-        "that the ceilings measured in the same run allow, each tensor of a fused layer moved once; what fits the "
-        "level-2 cache (batch 1) can be faster.",
+        "Ratios are of one interleaved run, against the fastest peer whose output agrees. The direct floor is the "
+        "least time of direct convolution that the ceilings measured in the same run allow, each tensor of a fused "
+        "layer moved once; what fits the level-2 cache (batch 1) can be faster.",
         "",
     ]
     if parts.get("ceilings", {}).get("records"):
@@ -265,7 +265,7 @@ def draw(folder: Path, document: Mapping[str, Any], rows: Sequence[Row]) -> list
             title = (
                 marked or f"{document['environment'].get('gpu')}, single ops, bf16, batch {points['batch']}"
             )
-            plots.roofline(folder / "roofline.png", points, ceilings, title)
+            plots.roofline(folder / "roofline.png", [points], ceilings, titles=[title])
             made.append("roofline.png")
     except ImportError as error:
         sys.stderr.write(f"no pictures: {error}\n")

@@ -33,7 +33,7 @@ class Row:
     peer_who: str = ""
     error: float | None = None
     error_limit: float | None = None
-    floor: float | None = None  # seconds
+    direct_floor: float | None = None  # seconds
     note: str = ""
     dry: bool = False
 
@@ -153,7 +153,7 @@ def _row(target: Target, records: Sequence[Record]) -> Row:
             row.ours, row.ours_who = mine["median_s"], mine["who"]
             row.peer, row.peer_who = peer["median_s"], peer["who"]
             row.error, row.error_limit = mine["error"], mine["error_limit"]
-            row.floor = record.get("floor_s")
+            row.direct_floor = record.get("direct_floor_s")
     if row.ratio is not None and not row.note.startswith("parity red"):
         absent = _absent(target, records)
         row.note = f"without {', '.join(absent)}" if absent else ""
@@ -196,5 +196,5 @@ def _pack(records: Sequence[Record], ceilings: Mapping[str, float]) -> Row:
         row.ours, row.ours_who = mine["median_s"], f"{mine['who']}, batch {record['batch']}"
         row.peer, row.peer_who = (peer["median_s"], peer["who"]) if peer else (None, "")
         row.error, row.error_limit = mine["error"], mine["error_limit"]
-        row.floor = record.get("floor_s")
+        row.direct_floor = record.get("direct_floor_s")
     return row

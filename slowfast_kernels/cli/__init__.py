@@ -15,7 +15,7 @@ from typing import NoReturn
 import slowfast_kernels
 from slowfast_kernels._optional import MissingExtra
 
-__all__ = ["UserError", "main"]
+__all__ = ["Parser", "UserError", "main"]
 
 COMMANDS = {
     "run": "recognise actions in videos, and compare the fused model with the reference",
@@ -36,7 +36,7 @@ with SLOWFAST_DEBUG=1 in the environment a traceback as well).
 """
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Complains in one line; argparse would print the whole usage first."""
 
     def error(self, message: str) -> NoReturn:
@@ -50,7 +50,7 @@ class UserError(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own) and return the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = _Parser(
+    parser = Parser(
         prog="slowfast-kernels",
         description="Fast SlowFast video networks: fused kernels, the same answers.",
         epilog=EPILOG,

@@ -131,7 +131,7 @@ def execute(args: argparse.Namespace) -> int:
     if document["known_issues"]:
         report.say("\nknown issues\n  " + "\n  ".join(document["known_issues"]))
     if args.ceilings:
-        report.say(f"\nceilings at {stamp['threads']} threads")
+        report.say(f"\nceilings at {report.count(stamp['threads'], 'thread')}")
         found = document["ceilings"]
         if found is None:
             report.say(f"  not measured: {document['ceilings_missing']}")

@@ -168,7 +168,7 @@ def stage_clock(model: nn.Module, device: torch.device) -> Iterator[dict[str, fl
             handle.remove()
 
 
-def floor_seconds(
+def direct_floor_seconds(
     rows: Sequence[Mapping[str, Any]], gflops: float | None, gigabytes: float | None
 ) -> dict[str, float | None]:
     """Least seconds per stage at the ceilings ``gflops`` (GFLOP/s) and ``gigabytes`` (GB/s).

@@ -48,9 +48,9 @@ def summarise(
     }
     if not setting.compare:
         return summary
-    floors = measure.floor_seconds(tally.profile, peaks["fused"], (ceilings or {}).get("copy_gbs"))
+    floors = measure.direct_floor_seconds(tally.profile, peaks["fused"], (ceilings or {}).get("copy_gbs"))
     for stage in tally.stages:
-        stage["floor_s"] = floors.get(stage["stage"])
+        stage["direct_floor_s"] = floors.get(stage["stage"])
     pairs = [[[e["class"] for e in r[key]] for key in ("top5", "top5_reference")] for r in results]
     summary["reference"] = _side(tally.reference, tally.reference_memory, macs, peaks["reference"])
     summary["speedup"] = summary["reference"]["median_s"] / summary["fused"]["median_s"]

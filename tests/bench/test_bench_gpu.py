@@ -669,7 +669,7 @@ def test_work_counts_every_layer_once(subject):
     assert convolutions == 2 * subject.macs - head
     record = {"dtype": "bf16", "rows": [], "flops": 0, "bytes": 0, "units": [[2e9, 0], [0, 3e9]]}
     derived = results.derive(record, {"bf16_gflops": 1.0, "copy_gbs": 1.0})
-    assert derived["floor_s"] == pytest.approx(5.0)  # each unit at its own limit
+    assert derived["direct_floor_s"] == pytest.approx(5.0)  # each unit at its own limit
 
 
 def test_a_pool_on_a_view_is_the_pool():
@@ -798,7 +798,7 @@ def test_the_roofline_takes_the_fastest_of_ours(tmp_path):
     document = {"dry_run": False, "compared": derived, "ceilings": {"bf16_gflops": 1e5, "copy_gbs": 1e3}}
     made = results.draw(tmp_path, {**document, "environment": {"gpu": "g"}}, [])
     assert made == ["speedups.png", "roofline.png"]
-    assert derived[0]["rows"][1]["floor_fraction"] == pytest.approx(0.1)
+    assert derived[0]["rows"][1]["direct_floor_fraction"] == pytest.approx(0.1)
     assert store.gpu_slug({"gpu": "NVIDIA H200"}) == "nvidia-h200"
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from slowfast_kernels import backends
+from slowfast_kernels import backends, ops
 from slowfast_kernels.bench import command, harness, memory, models, peers, roi_peers, scaling, targets
 from slowfast_kernels.bench.peer_model import PlainSlowFast, plain_lateral
 from slowfast_kernels.bench.subject import Subject
@@ -144,16 +144,10 @@ def test_roi_compositions_agree(aligned):
         [[0, 3.0, 5.0, 100.0, 90.0], [1, -30.0, -20.0, 40.0, 400.0], [1, 50.0, 50.0, 51.0, 52.0]],
         dtype=torch.float64,
     )
-    first = roi_peers.align_masked(maps, rois, 3, 1 / 16, aligned)
-    for other in (roi_peers.align_vectorised, roi_peers.align_matmul):
-        assert harness.relative_l2(other(maps, rois, 3, 1 / 16, aligned), first) < 1e-12
-
-
-def test_masked_composition_slices_channels(monkeypatch):
-    maps, rois = torch.randn(1, 7, 6, 6), torch.tensor([[0.0, 0.0, 0.0, 60.0, 70.0]])
-    whole = roi_peers.align_masked(maps, rois, 2, 1 / 16, True)
-    monkeypatch.setattr(roi_peers, "MASKED_BYTES", 1)
-    assert torch.equal(roi_peers.align_masked(maps, rois, 2, 1 / 16, True), whole)
+    with backends.use_backend("reference"):
+        expected = ops.roi_align3d(maps[:, :, None], rois, 3, 1 / 16, aligned=aligned)[:, :, 0]
+    for align in (roi_peers.align_vectorised, roi_peers.align_matmul):
+        assert harness.relative_l2(align(maps, rois, 3, 1 / 16, aligned), expected) < 1e-12
 
 
 @needs_cpu

@@ -68,10 +68,10 @@ def test_nonsense_is_refused(call):
 
 def test_floor_is_the_slower_of_arithmetic_and_traffic():
     ceilings = {"fp32_gflops": 100.0, "bf16_gflops": 200.0, "copy_gbs": 10.0}
-    assert roofline.floor(1e9, 1e6, "fp32", ceilings) == pytest.approx(0.01)
-    assert roofline.floor(1e9, 1e6, "bf16", ceilings) == pytest.approx(0.005)
-    assert roofline.floor(1e6, 1e9, "fp32", ceilings) == pytest.approx(0.1)
-    assert roofline.floor(1e9, 1e6, "fp32", None) is None
+    assert roofline.direct_floor(1e9, 1e6, "fp32", ceilings) == pytest.approx(0.01)
+    assert roofline.direct_floor(1e9, 1e6, "bf16", ceilings) == pytest.approx(0.005)
+    assert roofline.direct_floor(1e6, 1e9, "fp32", ceilings) == pytest.approx(0.1)
+    assert roofline.direct_floor(1e9, 1e6, "fp32", None) is None
     assert roofline.fraction(0.01, 0.02) == 0.5
 
 
@@ -79,4 +79,4 @@ def test_profile_rows_are_added_up_by_stage_and_op():
     step = {"stage": "res2.slow", "op": "conv_a", "seconds": 0.1, "flops": 10, "bytes": 4}
     rows = roofline.stages([step, {**step, "op": "conv_b"}, step], "fp32", None)
     assert [(r["op"], r["calls"], r["flops"]) for r in rows] == [("conv_a", 2, 20), ("conv_b", 1, 10)]
-    assert rows[0]["seconds"] == pytest.approx(0.2) and rows[0]["floor_s"] is None
+    assert rows[0]["seconds"] == pytest.approx(0.2) and rows[0]["direct_floor_s"] is None

@@ -96,9 +96,9 @@ def test_floors_take_the_slower_limit_of_each_op():
         {"stage": "res2.slow", "flops": 1e6, "bytes": 1e8},  # 10 ms of traffic
         {"stage": "stem.fast", "flops": 1e9, "bytes": 0},
     ]
-    floors = measure.floor_seconds(rows, gflops=100.0, gigabytes=10.0)
+    floors = measure.direct_floor_seconds(rows, gflops=100.0, gigabytes=10.0)
     assert floors == {"res2.slow": pytest.approx(0.03), "stem.fast": pytest.approx(0.01)}
-    assert measure.floor_seconds(rows, None, None) == {"res2.slow": None, "stem.fast": None}
+    assert measure.direct_floor_seconds(rows, None, None) == {"res2.slow": None, "stem.fast": None}
 
 
 def test_stages_are_merged_in_the_networks_order():

@@ -50,11 +50,11 @@ def test_environment_stamp():
 
 
 STAGES = [
-    {"stage": "stem.slow", "reference_s": 0.04, "fused_s": 0.01, "floor_s": 0.005},
-    {"stage": "stem.fast", "reference_s": 0.06, "fused_s": 0.02, "floor_s": 0.010},
-    {"stage": "res2.slow", "reference_s": 0.20, "fused_s": 0.08, "floor_s": 0.050},
-    {"stage": "lateral.0", "reference_s": 0.02, "fused_s": 0.01, "floor_s": 0.002},
-    {"stage": "head", "reference_s": 0.01, "fused_s": 0.01, "floor_s": None},
+    {"stage": "stem.slow", "reference_s": 0.04, "fused_s": 0.01, "direct_floor_s": 0.005},
+    {"stage": "stem.fast", "reference_s": 0.06, "fused_s": 0.02, "direct_floor_s": 0.010},
+    {"stage": "res2.slow", "reference_s": 0.20, "fused_s": 0.08, "direct_floor_s": 0.050},
+    {"stage": "lateral.0", "reference_s": 0.02, "fused_s": 0.01, "direct_floor_s": 0.002},
+    {"stage": "head", "reference_s": 0.01, "fused_s": 0.01, "direct_floor_s": None},
 ]
 
 
