@@ -125,7 +125,7 @@ def roofline(
             frameon=False,
             ncols=2 if len(handles) > 4 else 1,
             loc="upper left",
-            bbox_to_anchor=(0.02 + (0.0, 0.3, 0.56, 0.78)[i], 0.0),
+            bbox_to_anchor=(0.02 + (0.0, 0.25, 0.63, 0.82)[i], 0.0),
         )
     figure.text(0.02, -0.24, "FLOPs are those of direct convolution: Winograd kernels may run above the ceiling.", fontsize=8)
     _title(figure, where)

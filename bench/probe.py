@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from slowfast_kernels import _extension, report
+from slowfast_kernels import _extension
 
 #: Where Linux says how large the caches are.
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -236,7 +236,7 @@ def ceilings(threads: int | None = None, quick: bool = True) -> dict[str, Any]:
     if not quick:
         counts = sorted({1, count})
         found["detail"] = {
-            report.count(n, "thread"): {**arithmetic(n), **(measured if n == count else memory(n))} for n in counts
+            f"{n} threads": {**arithmetic(n), **(measured if n == count else memory(n))} for n in counts
         }
     return found
 

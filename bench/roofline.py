@@ -10,7 +10,8 @@ from typing import Any
 #: What tables and pictures say about the floor, below them.
 DIRECT_FLOOR = (
     "direct floor: least time of direct convolution at the measured ceilings; FLOPs are counted as direct "
-    "convolution's. Winograd kernels need fewer multiplications and may run below it (above 100%)."
+    "convolution's. Winograd kernels need fewer multiplications and may run below it (above 100%); so may all "
+    "others where a busy machine had its ceilings measured too low."
 )
 
 #: Ceiling of the arithmetic, by dtype of the operands.

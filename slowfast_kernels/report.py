@@ -154,15 +154,17 @@ def write_json(path: str | os.PathLike[str], document: Mapping[str, Any]) -> Non
     Path(path).write_text(json.dumps(_plain(document), indent=1, allow_nan=False) + "\n")
 
 
-def plot_stages(path: str | os.PathLike[str], stages: Sequence[Mapping[str, Any]], title: str) -> None:
-    """Bars of time per stage, reference beside fused, Fast pathway hatched, roofline floor as a line.
+def plot_stages(
+    path: str | os.PathLike[str], stages: Sequence[Mapping[str, Any]], title: str, ours: str = "fused"
+) -> None:
+    """Bars of time per stage, reference beside ours, Fast pathway hatched, direct-convolution floor as a line.
 
     Args:
         path: the picture (its suffix chooses the format, PNG by default).
-        stages: rows with ``stage`` ("res2.slow", "lateral", ...), ``reference_s`` and ``fused_s`` (seconds,
-        None
+        stages: rows with ``stage`` ("res2.slow", "lateral", ...), ``reference_s`` and ``frozen_s`` (seconds, None
             if not measured) and ``direct_floor_s`` (seconds, None if unknown).
         title: text over the picture.
+        ours: what the frozen model is called, after what it runs on.
     """
     with needs("a picture", extra="video"):
         import matplotlib
@@ -181,7 +183,7 @@ def plot_stages(path: str | os.PathLike[str], stages: Sequence[Mapping[str, Any]
         return 1e3 * sum(picked)
 
     present = [s for s in STAGES if any(row["stage"].split(".")[0] == s for row in stages)]
-    sides = (("reference_s", "reference", "#9aa5b1"), ("fused_s", "fused", "#0b6e99"))
+    sides = (("reference_s", "reference", "#9aa5b1"), ("frozen_s", ours, "#0b6e99"))
     kinds = [side for side in sides if any(row.get(side[0]) is not None for row in stages)]
     figure, axes = plt.subplots(figsize=(9, 4.8), dpi=110)
     width = 0.8 / max(len(kinds), 1)
@@ -202,9 +204,11 @@ def plot_stages(path: str | os.PathLike[str], stages: Sequence[Mapping[str, Any]
                     linewidth=0.5,
                     hatch="////",
                 )
-            axes.text(
-                left + width / 2, slow + fast, _short(slow + fast), ha="center", va="bottom", fontsize=8
-            )
+            top, text = slow + fast, _short(slow + fast)
+            label = axes.annotate(text, (left + width / 2, top), xytext=(0, 2), textcoords="offset points")
+            # In front of the floor's line, which may run through it.
+            label.set(ha="center", va="bottom", fontsize=8, zorder=5)
+            label.set_bbox({"color": "white", "pad": 0.6, "alpha": 0.85})
     floors = any(row.get("direct_floor_s") for row in stages)
     if floors:
         for x, stage in enumerate(present):
@@ -221,16 +225,21 @@ def plot_stages(path: str | os.PathLike[str], stages: Sequence[Mapping[str, Any]
     if floors:
         floor_sum = sum(total(s, "direct_floor_s") for s in present)
         handles += axes.plot(
-            [], [], color="#c0392b", linewidth=1.8, label=f"roofline floor ({floor_sum:.0f} ms)"
+            [], [], color="#c0392b", linewidth=1.8, label=f"{FLOOR_LABEL} ({floor_sum:.0f} ms)"
         )
-    axes.legend(handles=handles, frameon=False)
+    # Below the axes, where no bar can stand behind it.
+    axes.legend(handles=handles, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.07))
     axes.set_xticks(range(len(present)), present)
-    axes.set_ylabel("milliseconds per view")
+    axes.set_ylabel("milliseconds per view, median")
     axes.set_title(title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
-    figure.savefig(path, format=None if Path(path).suffix else "png")
+    figure.savefig(path, format=None if Path(path).suffix else "png", bbox_inches="tight", pad_inches=0.15)
     plt.close(figure)
+
+
+#: In legends. Winograd kernels may run below it.
+FLOOR_LABEL = "direct-convolution floor; Winograd may run below it"
 
 
 def _short(value: float) -> str:

@@ -49,6 +49,7 @@ __all__ = [
     "VideoReader",
     "View",
     "clip_indices",
+    "clip_span",
     "crop_offsets",
     "default_short_side",
     "distinct_frames",
@@ -56,6 +57,7 @@ __all__ = [
     "parse_views",
     "sample_views",
     "scaled_size",
+    "short_clip_note",
 ]
 
 RULES = ("pyslowfast", "pyslowfast-offset", "segments", "mmaction2")
@@ -163,6 +165,28 @@ def crop_offsets(
     return [(middle[0], 0), middle, (middle[0], far[1])]
 
 
+def clip_span(fps: float, frames: int, tau: int, rule: str = "pyslowfast") -> float:
+    """Raw frames that a clip reaches over; arguments as in :func:`clip_indices`."""
+    if rule == "segments":
+        return frames
+    if rule == "mmaction2":
+        return frames * tau
+    # At least one frame: at a very low rate a clip would run backwards.
+    return max(tau * frames * fps / _NOMINAL_FPS, 1.0)
+
+
+def short_clip_note(
+    info: "VideoInfo", *, frames: int, tau: int, clips: int, rule: str = "pyslowfast"
+) -> str | None:
+    """A sentence on a video that is shorter than one clip; None where it is not."""
+    span = math.ceil(clip_span(info.fps, frames, tau, rule))
+    if info.frames >= span:
+        return None
+    how = "it starts again" if rule == "mmaction2" else "frames are repeated"
+    same = f"; all {clips} clips are the same" if clips > 1 else ""
+    return f"{info.frames} frames, fewer than the {span} that a clip reaches over: {how}{same}"
+
+
 def clip_indices(
     total: int, fps: float, frames: int, tau: int, clips: int, rule: str = "pyslowfast"
 ) -> list[list[int]]:
@@ -188,12 +212,11 @@ def clip_indices(
         edges = [round(k * ((total - 1) / frames)) for k in range(frames + 1)]
         return [[(a + b) // 2 for a, b in pairwise(edges)]]
     if rule == "mmaction2":
-        spare = max(total - frames * tau, 0)
+        spare = max(total - int(clip_span(fps, frames, tau, rule)), 0)
         starts = [spare // 2] if clips == 1 else [round(i * (spare / (clips - 1))) for i in range(clips)]
         return [[(start + tau * k) % total for k in range(frames)] for start in starts]
 
-    # At least one frame: at a very low rate the formula below would run backwards.
-    length = max(tau * frames * fps / _NOMINAL_FPS, 1.0)
+    length = clip_span(fps, frames, tau, rule)
     delta = max(total - length, 0.0)
     result = []
     for i in range(clips):
@@ -252,9 +275,14 @@ class VideoReader:
         except PermissionError as error:
             raise VideoError(f"{self.path}: permission denied (expected a readable video)") from error
         except av.error.InvalidDataError as error:
+            if _lacks_index(self.path):
+                raise VideoError(
+                    f"{self.path}: an mp4 without its index, which is written last: the recording or the copy was cut "
+                    "off (expected a complete file; --partial needs the index too. Copy it again, or rebuild the index "
+                    "with a repair tool such as untrunc and a whole file of the same camera)"
+                ) from error
             raise VideoError(
-                f"{self.path}: not a video, or truncated before its index "
-                "(expected a file FFmpeg can open, such as mp4, mkv, webm or avi)"
+                f"{self.path}: not a video (expected a file FFmpeg can open, such as mp4, mkv, webm or avi)"
             ) from error
         except (av.error.FFmpegError, OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
@@ -589,6 +617,24 @@ def pack_view(
 
 def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
+
+
+def _lacks_index(path: str) -> bool:
+    """Whether a file is an mp4 or mov whose "moov" box is missing: a list of boxes, each [size, type, ...]."""
+    with open(path, "rb") as file:
+        kind = file.read(8)[4:]
+        if kind not in (b"ftyp", b"wide", b"mdat"):
+            return False
+        file.seek(0)
+        while len(header := file.read(16)) >= 8:
+            size, kind, large = int.from_bytes(header[:4]), header[4:8], int.from_bytes(header[8:16])
+            if kind == b"moov":
+                return False
+            size = large if size == 1 else size
+            if size < 8:  # 0: up to the end of the file
+                break
+            file.seek(size - len(header), 1)
+    return True
 
 
 def _is_cover(stream: Any) -> bool:

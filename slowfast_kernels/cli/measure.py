@@ -192,15 +192,15 @@ def direct_floor_seconds(
 
 
 def merge_stages(
-    reference: Sequence[Mapping[str, float]], fused: Sequence[Sequence[Mapping[str, Any]]]
+    reference: Sequence[Mapping[str, float]], frozen: Sequence[Sequence[Mapping[str, Any]]]
 ) -> list[dict[str, Any]]:
-    """Rows ``stage, reference_s, fused_s`` in the network's order: medians over the repeated profiles.
+    """Rows ``stage, reference_s, frozen_s`` in the network's order: medians over the repeated profiles.
 
-    ``reference`` holds one mapping of stage to seconds per repeat, ``fused`` one list of profile rows per
+    ``reference`` holds one mapping of stage to seconds per repeat, ``frozen`` one list of profile rows per
     repeat.
     """
     sums = []
-    for rows in fused:
+    for rows in frozen:
         total: dict[str, float] = defaultdict(float)
         for row in rows:
             total[row["stage"]] += row["seconds"]
@@ -213,6 +213,6 @@ def merge_stages(
         return statistics.median(values) if values else None
 
     return [
-        {"stage": name, "reference_s": median(reference, name), "fused_s": median(sums, name)}
+        {"stage": name, "reference_s": median(reference, name), "frozen_s": median(sums, name)}
         for name in sorted(names, key=lambda name: (rank.get(name.split(".")[0], len(rank)), name))
     ]

@@ -1,8 +1,11 @@
-"""Recognise actions in videos with the fused network.
+"""Recognise actions in videos with the fused network, or extract their features.
 
 Each video is decoded, cut into views (clips in time x crops in space), run through the fused model and the
 views' predictions are put together into a top-5 list. With --compare every view also goes through the plain
-PyTorch reference with the same weights, and a table shows the error and the speed side by side.
+PyTorch reference with the same weights, and a table shows the error and the speed side by side. With
+--features the network ends before its classifier, and the vectors are written instead.
+
+Weights and class names: docs/weights.md says where the libraries publish theirs.
 
 Several videos may be given. One that cannot be used is reported and the others still run; the exit status is
 then 2.
@@ -12,7 +15,7 @@ import argparse
 import ast
 import json
 import math
-import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,8 @@ examples:
       a quick look: one centre crop of the first seconds (several: --views 5x1)
   slowfast-kernels run examples/demo.mp4 --views 2x1 --compare --json demo.json --plot demo.png
       no weights needed: random ones prove the same answers and show the speed
+  slowfast-kernels run a.mp4 b.mp4 --checkpoint SLOWFAST_8x8_R50.pkl --features features.npz
+      no classes: a vector for every view, and their mean for every video
   slowfast-kernels run a.mp4 b.mp4 --dtype bf16 --json out.json
       two videos in bfloat16, everything about them in one file
   slowfast-kernels run clip.mp4 --model slow_8x8_r50 --set crop=160
@@ -43,6 +48,7 @@ Exit status: 0 all videos done; 2 something was unusable (one line on the standa
 
 DEFAULT_MODEL = "slowfast_8x8_r50"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+FEATURE_FILES = (".npz", ".json")
 BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
 
 
@@ -93,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     views.add_argument("--partial", action="store_true", help="use what is there of a truncated video")
     how = parser.add_argument_group("how to run")
     how.add_argument(
-        "--dtype", choices=tuple(DTYPES), default="fp32", help="of the fused model (default fp32)"
+        "--dtype", choices=tuple(DTYPES), default="fp32", help="of the frozen model (default fp32)"
     )
     how.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
     how.add_argument(
@@ -111,11 +117,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out = parser.add_argument_group("output")
     out.add_argument("--json", metavar="FILE", help="write everything found as JSON")
     out.add_argument(
+        "--features",
+        metavar="FILE",
+        help="write the pooled features before the classifier, one vector per view and their mean, as .npz "
+        "(arrays videos, mean, views, video, clip, crop) or .json; there is no top-5 list then",
+    )
+    out.add_argument(
         "--plot",
         metavar="FILE",
-        help="draw the time per stage, reference beside fused, as PNG (implies --compare)",
+        help="draw the time per stage, reference beside fused, as .png, .svg, .pdf, ... (implies --compare)",
     )
-    out.add_argument("--quiet", action="store_true", help="no progress bar")
+    out.add_argument("--quiet", action="store_true", help="no progress bar (nor is there one in a pipe)")
 
 
 # -- what the user gave --
@@ -182,16 +194,15 @@ def _json_labels(data: Any) -> list[str]:
 
 def check_outputs(args: argparse.Namespace) -> None:
     """Refuse paths that cannot be written before anything is computed."""
-    for option in ("json", "plot"):
-        path = getattr(args, option)
-        if path is None:
-            continue
-        folder = Path(path).resolve().parent
-        if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(path).is_dir():
-            raise UserError(f"--{option} {path}: expected a file in a folder that exists and can be written")
-    if args.plot:
-        with needs("--plot", extra="video"):
-            import matplotlib  # noqa: F401
+    try:
+        if args.json is not None:
+            report.check_output("--json", args.json)
+        if args.features is not None:
+            report.check_output("--features", args.features, FEATURE_FILES)
+        if args.plot is not None:
+            report.check_picture("--plot", args.plot)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 # -- the model --
@@ -233,12 +244,20 @@ def randomize(model: nn.Module, seed: int) -> None:
                 normal(module.bias, 0.1)
 
 
+def overrides_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What --set and --features change of the preset or the file."""
+    overrides = parse_overrides(args.overrides)
+    if "output" in overrides:
+        raise UserError("--set output: expected --features FILE, which says it and writes them")
+    return {**overrides, "output": "features"} if args.features else overrides
+
+
 def preset(args: argparse.Namespace) -> Any:
     """The ModelConfig that --model and --set describe."""
     from slowfast_kernels import models
 
     name = args.model or DEFAULT_MODEL
-    overrides = parse_overrides(args.overrides)
+    overrides = overrides_of(args)
     try:
         return models.configure(name, **overrides)
     except (ValueError, TypeError, ArithmeticError) as error:
@@ -250,7 +269,7 @@ def load(args: argparse.Namespace) -> nn.Module:
     """The model in a checkpoint."""
     from slowfast_kernels.models import checkpoint
 
-    overrides = parse_overrides(args.overrides)
+    overrides = overrides_of(args)
     with reading(args.checkpoint):
         return checkpoint.load_checkpoint(args.checkpoint, args.model, **overrides)
 
@@ -329,13 +348,15 @@ def prepare(args: argparse.Namespace) -> Setting:
     device, dtype = torch.device(args.device), DTYPES[args.dtype]
     model = model.eval().to(device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     try:
-        with use_backend(args.backend):
-            fused = freeze(model, dtype=dtype)
+        # What runs, and why, is printed: the library's warning would say it again.
+        with use_backend(args.backend), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            frozen = freeze(model, dtype=dtype)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"--backend {args.backend} --dtype {args.dtype}: {one_line(error)}") from error
     return Setting(
         model=model,
-        fused=fused,
+        frozen=frozen,
         device=device,
         dtype=dtype,
         backend=args.backend,
@@ -363,6 +384,8 @@ def execute(args: argparse.Namespace) -> int:
     else:
         report.say(f"{name}, weights: {weights}")
         report.say("random weights: predictions are meaningless, parity and speed are real")
+    if setting.reason:
+        report.say(f"runs on plain PyTorch, without the fused kernels: {setting.reason}")
 
     runner = Runner(setting)
     videos: list[dict[str, Any]] = []
@@ -382,7 +405,7 @@ def execute(args: argparse.Namespace) -> int:
         else:
             videos.append(result)
             results.show_video(result)
-            if any(math.isnan(view["logits"]["std"]) for view in result["views"]):
+            if any(math.isnan(view[setting.compared]["std"]) for view in result["views"]):
                 complain(
                     f"{path}: the model's outputs are not finite (expected numbers; is the checkpoint whole?)"
                 )
@@ -400,14 +423,10 @@ def execute(args: argparse.Namespace) -> int:
     if args.json:
         report.write_json(args.json, results.document(setting, name, weights, videos, summary))
         report.say(f"wrote {args.json}")
+    if args.features and done:
+        results.write_features(args.features, name, weights, done, runner.features)
+        report.say(f"wrote {args.features}")
     if args.plot and done:
-        stamp = report.environment()
-        where = (
-            stamp["gpu"]
-            if setting.device.type == "cuda"
-            else f"{stamp['processor']}, {stamp['threads']} threads"
-        )
-        title = f"{name}, one {setting.crop}x{setting.crop} view, {args.dtype}: {summary['speedup']:.2f}x"
-        report.plot_stages(args.plot, runner.tally.stages, f"{title}\n{where}")
+        results.plot(args.plot, setting, name, summary)
         report.say(f"wrote {args.plot}")
     return 2 if failed else 0

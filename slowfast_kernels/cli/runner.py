@@ -1,4 +1,4 @@
-"""Runs the views of videos through the fused model and the reference, and keeps what was measured."""
+"""Runs the views of videos through the frozen model and the reference, and keeps what was measured."""
 
 import contextlib
 import sys
@@ -20,10 +20,10 @@ PROFILE_RUNS = 3
 
 @dataclass
 class Setting:
-    """Everything the views are run with: ``model`` is the reference, ``fused`` its frozen twin."""
+    """Everything the views are run with: ``model`` is the reference, ``frozen`` its inference form."""
 
     model: nn.Module
-    fused: Callable[..., Tensor]
+    frozen: Any
     device: torch.device
     dtype: torch.dtype
     backend: str
@@ -51,15 +51,42 @@ class Setting:
         """What the outputs mean (HeadConfig)."""
         return self.config.head
 
+    @property
+    def features(self) -> bool:
+        """Whether views give the pooled features instead of scores."""
+        return bool(self.head.output == "features")
+
+    @property
+    def activation(self) -> str:
+        """What the model did to its outputs."""
+        return "none" if self.features else str(self.head.activation)
+
+    @property
+    def reason(self) -> str | None:
+        """Why the frozen model runs on plain PyTorch; None where it runs the fused kernels."""
+        reason: str | None = getattr(self.frozen, "reason", None)
+        return reason
+
+    @property
+    def ours(self) -> str:
+        """What tables and pictures call the frozen model, after what it runs on."""
+        dtype = "bf16" if self.dtype == torch.bfloat16 else "fp32"
+        return f"{'plain PyTorch' if self.reason else 'fused'} {dtype}"
+
+    @property
+    def compared(self) -> str:
+        """What errors are measured on."""
+        return "features" if self.features else "logits"
+
 
 @dataclass
 class Tally:
     """Measurements over all videos; times in seconds, memory in bytes."""
 
-    fused: list[float] = field(default_factory=list)
+    frozen: list[float] = field(default_factory=list)
     reference: list[float] = field(default_factory=list)
     pack: list[float] = field(default_factory=list)
-    fused_memory: int | None = None
+    frozen_memory: int | None = None
     reference_memory: int | None = None
     max_abs: float = 0.0
     rel_l2: float = 0.0
@@ -73,6 +100,8 @@ class Runner:
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.tally = Tally()
+        #: Outputs of every view [views, C] by file, where the model gives features.
+        self.features: dict[str, Tensor] = {}
         self._bar: Any = None
 
     def process(self, path: str) -> dict[str, Any]:
@@ -82,62 +111,65 @@ class Runner:
         setting, spec = self.setting, self.setting.input
         reader = video.VideoReader(path, partial=setting.partial)
         clips, crops = setting.views
-        first = not self.tally.fused  # the first video also warms up, measures memory and profiles
+        first = not self.tally.frozen  # the first video also warms up, measures memory and profiles
         extra = max(MIN_RUNS - clips * crops, 0) if first and setting.compare else 0
-        runs = (2 if setting.compare else 1) * (clips * crops + extra + first)
         sampling = {"frames": spec.frames, "tau": spec.tau, "rule": setting.rule}
-        decoded = video.distinct_frames(reader, clips=clips, **sampling)
         views = video.sample_views(
-            reader,
-            crop=setting.crop,
-            views=setting.views,
-            short_side=setting.short_side,
-            progress=self._advance,
-            **sampling,
+            reader, crop=setting.crop, views=setting.views, short_side=setting.short_side, **sampling
         )
-        rows, ours_scores, their_scores = [], [], []
-        with self._progress(Path(path).name, decoded + runs * spec.frames):
+        rows, ours, theirs = [], [], []
+        with self._progress(Path(path).name, clips * crops):
             for number, view in enumerate(views):
-                fused_input, reference_input = self._pack(view)
+                frozen_input, reference_input = self._pack(view)
                 if first and number == 0:
-                    self._warm_up(fused_input, reference_input)
-                ours, theirs = self._run_both(fused_input, reference_input, number)
-                rows.append(self._row(view, ours, theirs))
-                ours_scores.append(self._scores(ours))
-                if theirs is not None:
-                    their_scores.append(self._scores(theirs))
-                self._say("decode")
+                    self._warm_up(frozen_input, reference_input)
+                output, expected = self._run_both(frozen_input, reference_input, number)
+                rows.append(self._row(view, output, expected))
+                ours.append(self._result(output))
+                if expected is not None:
+                    theirs.append(self._result(expected))
+                self._bar.update()
+                self._say("decoding")
             for turn in range(extra):
-                self._run_both(fused_input, reference_input, turn + 1)
+                self._run_both(frozen_input, reference_input, turn + 1)
             if first and setting.compare:
-                self._profile(fused_input, reference_input)
+                self._profile(frozen_input, reference_input)
 
-        result = {"file": path, "info": asdict(reader.info), "damaged_packets": reader.damaged}
-        result["top5"] = top5(_ensemble(ours_scores, spec.ensemble), setting.labels)
-        if their_scores:
-            result["top5_reference"] = top5(_ensemble(their_scores, spec.ensemble), setting.labels)
+        note = video.short_clip_note(reader.info, clips=clips, **sampling)
+        result: dict[str, Any] = {
+            "file": path,
+            "info": asdict(reader.info),
+            "damaged_packets": reader.damaged,
+            "notes": [note] if note else [],
+        }
+        if setting.features:
+            self.features[path] = torch.stack(ours)
+        else:
+            result["top5"] = top5(_ensemble(ours, spec.ensemble), setting.labels)
+            if theirs:
+                result["top5_reference"] = top5(_ensemble(theirs, spec.ensemble), setting.labels)
         result["views"] = rows
         return result
 
     # -- models --
 
-    def run_fused(self, inputs: Any) -> Tensor:
-        """Outputs [1, classes] of the frozen model."""
+    def run_frozen(self, inputs: Any) -> Tensor:
+        """Outputs [1, C] of the frozen model."""
         from slowfast_kernels import use_backend
 
         with torch.inference_mode(), use_backend(self.setting.backend):
-            # A copy: the frozen model may hand out a buffer that its next call overwrites.
-            return self.setting.fused(inputs).clone()
+            outputs: Tensor = self.setting.frozen(inputs)
+            return outputs
 
     def run_reference(self, inputs: Any) -> Tensor:
-        """Outputs [1, classes] of the model on plain PyTorch, with the same weights in fp32."""
+        """Outputs [1, C] of the model on plain PyTorch, with the same weights in fp32."""
         from slowfast_kernels import use_backend
 
         with torch.inference_mode(), use_backend("reference"):
             return self.setting.model(inputs)
 
     def _pack(self, view: Any) -> tuple[Any, Any]:
-        """Inputs of the fused model and of the reference (fp32)."""
+        """Inputs of the frozen model and of the reference (fp32)."""
         from slowfast_kernels import video
 
         setting = self.setting
@@ -147,63 +179,63 @@ class Runner:
         same = setting.dtype == torch.float32 or not setting.compare
         return packed, packed if same else pack(dtype=torch.float32)
 
-    def _warm_up(self, fused_input: Any, reference_input: Any) -> None:
+    def _warm_up(self, frozen_input: Any, reference_input: Any) -> None:
         """First run of each model, which allocates what later runs reuse: the one to measure memory in."""
         self._say("warm-up")
-        device, frames = self.setting.device, self.setting.input.frames
-        _, self.tally.fused_memory = measure.peak_memory(partial(self.run_fused, fused_input), device)
-        self._advance(frames)
+        device = self.setting.device
+        _, self.tally.frozen_memory = measure.peak_memory(partial(self.run_frozen, frozen_input), device)
         if self.setting.compare:
             run = partial(self.run_reference, reference_input)
             _, self.tally.reference_memory = measure.peak_memory(run, device)
-            self._advance(frames)
 
-    def _run_both(self, fused_input: Any, reference_input: Any, turn: int) -> tuple[Tensor, Tensor | None]:
+    def _run_both(self, frozen_input: Any, reference_input: Any, turn: int) -> tuple[Tensor, Tensor | None]:
         """One timed run of each model, taking turns in who goes first."""
         sides: dict[str, tuple[Callable[[], Tensor], list[float]]] = {
-            "fused": (partial(self.run_fused, fused_input), self.tally.fused),
+            "frozen": (partial(self.run_frozen, frozen_input), self.tally.frozen),
             "reference": (partial(self.run_reference, reference_input), self.tally.reference),
         }
-        order = ["fused", "reference"] if self.setting.compare else ["fused"]
+        order = ["frozen", "reference"] if self.setting.compare else ["frozen"]
         outputs: dict[str, Tensor] = {}
         for who in order if turn % 2 == 0 else reversed(order):
-            self._say(who)
+            self._say(self.setting.ours if who == "frozen" else who)
             run, times = sides[who]
             outputs[who], seconds = measure.timed(run, self.setting.device)
             times.append(seconds)
-            self._advance(self.setting.input.frames)
-        return outputs["fused"], outputs.get("reference")
+        return outputs["frozen"], outputs.get("reference")
 
-    def _profile(self, fused_input: Any, reference_input: Any) -> None:
+    def _profile(self, frozen_input: Any, reference_input: Any) -> None:
         """Time per stage of both models, a few interleaved repeats."""
         from slowfast_kernels import use_backend
 
-        self._say("stages")
-        fused: Any = self.setting.fused
+        self._say("time per stage")
+        frozen = self.setting.frozen
         reference, ours = [], []
         for _ in range(PROFILE_RUNS):
             with measure.stage_clock(self.setting.model, self.setting.device) as clock:
                 self.run_reference(reference_input)
             reference.append(dict(clock))
             with torch.inference_mode(), use_backend(self.setting.backend):
-                ours.append(list(fused.profile(fused_input, runs=1)))
+                ours.append(list(frozen.profile(frozen_input, runs=1)))
         if {row["stage"] for row in ours[-1]} == {"model"}:
             # Without packed kernels there is no call to time but the whole; its modules still can be.
-            with measure.stage_clock(fused.model, self.setting.device) as clock:
-                self.run_fused(fused_input)
+            with measure.stage_clock(frozen.model, self.setting.device) as clock:
+                self.run_frozen(frozen_input)
             ours = [[{"stage": name, "seconds": seconds} for name, seconds in clock.items()]]
         self.tally.profile = ours[-1]
         self.tally.stages = measure.merge_stages(reference, ours)
 
     # -- results --
 
-    def _scores(self, outputs: Tensor) -> Tensor:
+    def _result(self, outputs: Tensor) -> Tensor:
+        """A view's scores, or its features, [C]."""
+        if self.setting.features:
+            return outputs[0].detach().float().cpu()
         head = self.setting.head
         return measure.scores_of(outputs, head.activation, head.multi_label)
 
     def _row(self, view: Any, ours: Tensor, theirs: Tensor | None) -> dict[str, Any]:
         """A view's part of the JSON document."""
-        activation, tally = self.setting.head.activation, self.tally
+        activation, tally = self.setting.activation, self.tally
         logits = measure.logits_of(ours, activation)
         row: dict[str, Any] = {
             "clip": view.clip,
@@ -211,14 +243,15 @@ class Runner:
             "offset_top_left": view.offset,
             "first_frame": view.indices[0],
             "last_frame": view.indices[-1],
-            "logits": {
+            self.setting.compared: {
                 "min": logits.min().item(),
                 "max": logits.max().item(),
                 "mean": logits.mean().item(),
                 "std": logits.std(unbiased=False).item(),
             },
-            "top5": top5(self._scores(ours), self.setting.labels),
         }
+        if not self.setting.features:
+            row["top5"] = top5(self._result(ours), self.setting.labels)
         if theirs is not None:
             max_abs, rel_l2 = measure.errors(logits, measure.logits_of(theirs, activation))
             row["max_abs_error"], row["rel_l2_error"] = max_abs, rel_l2
@@ -229,27 +262,19 @@ class Runner:
     # -- progress --
 
     @contextlib.contextmanager
-    def _progress(self, name: str, total: int) -> Iterator[None]:
-        """A bar that counts frames: one for each frame decoded, T for each run of a model on a view."""
+    def _progress(self, name: str, views: int) -> Iterator[None]:
+        """A bar that counts views, on a terminal; behind it what is being done."""
         from tqdm import tqdm
 
-        bar = tqdm(
-            total=total, desc=name, unit="frame", disable=self.setting.quiet, leave=False, file=sys.stderr
-        )
-        self._bar = bar
+        unseen = self.setting.quiet or not sys.stderr.isatty()
+        self._bar = tqdm(total=views, desc=name, unit="view", disable=unseen, leave=False, file=sys.stderr)
         try:
             yield
         finally:
-            bar.close()
-            self._bar = None
-
-    def _advance(self, frames: int) -> None:
-        if self._bar is not None:
-            self._bar.update(frames)
+            self._bar.close()
 
     def _say(self, what: str) -> None:
-        if self._bar is not None:
-            self._bar.set_postfix_str(what)
+        self._bar.set_postfix_str(what)
 
 
 def top5(scores: Tensor, labels: list[str] | None) -> list[dict[str, Any]]:
