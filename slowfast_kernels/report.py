@@ -141,6 +141,7 @@ def check_picture(option: str, path: str | os.PathLike[str]) -> None:
     """Refuse a picture that cannot be drawn or written, before any work. Raises ValueError, or MissingExtra where
     there is no matplotlib."""
     with needs(option, extra="video"):
+        import matplotlib  # noqa: F401
         from matplotlib.backend_bases import FigureCanvasBase
     # A name without a suffix is a PNG.
     known = ["", *(f".{suffix}" for suffix in FigureCanvasBase.get_supported_filetypes())]

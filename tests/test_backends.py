@@ -27,7 +27,6 @@ def python(program, **environment):
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
-        timeout=120,
     )
 
 

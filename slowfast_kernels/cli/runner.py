@@ -64,7 +64,7 @@ class Setting:
     @property
     def reason(self) -> str | None:
         """Why the frozen model runs on plain PyTorch; None where it runs the fused kernels."""
-        reason: str | None = getattr(self.frozen, "reason", None)
+        reason: str | None = self.frozen.reason
         return reason
 
     @property

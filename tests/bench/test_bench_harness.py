@@ -26,11 +26,13 @@ def test_every_round_runs_everyone_once_in_changing_order(monkeypatch):
     assert list(compared.timings) == ["a", "b", "c"]
 
 
-def test_a_short_call_is_repeated_inside_a_sample():
-    count = itertools.count()
+def test_a_short_call_is_repeated_inside_a_sample(monkeypatch):
+    count, clock = itertools.count(), itertools.count()
+    # A tenth of a sample passes between two looks at the clock: three calls, the estimate, take it together.
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: next(clock) * harness.SAMPLE_SECONDS / 10)
     compared = harness.interleaved({"x": lambda: next(count)}, rounds=3, warmup=1, progress=False)
     timing = compared.timings["x"]
-    assert timing.repeats > 1
+    assert timing.repeats == 30
     assert next(count) == 1 + 3 + 3 * timing.repeats  # warm-up, estimate, samples
 
 
@@ -90,4 +92,18 @@ def test_the_stamp_says_what_was_measured():
     stamp = harness.environment()
     assert {"revision", "torch", "threads", "processor", "isa", "time"} <= stamp.keys()
     text = "\n".join(harness.stamp_lines(stamp))
-    assert stamp["torch"] in text and stamp["revision"] in text and stamp["isa"] in text
+    version = stamp["revision"] or stamp["slowfast_kernels"]
+    assert stamp["torch"] in text and version in text and stamp["isa"] in text
+
+
+def test_outside_of_a_clone_the_version_stands_for_the_revision(monkeypatch):
+    """An installed copy may lie in a repository of something else, which has a revision but not these files."""
+    monkeypatch.setattr(harness, "_git", lambda *words: "abc" if words[0] == "rev-parse" else "")
+    harness.revision.cache_clear()
+    try:
+        stamp = {**harness.environment(), "threads": 1, "cores": 1}
+    finally:
+        harness.revision.cache_clear()
+    text = "\n".join(harness.stamp_lines(stamp))
+    assert stamp["revision"] is None and f"version {stamp['slowfast_kernels']}, " in text
+    assert "1 core, 1 thread," in text and "unknown" not in text

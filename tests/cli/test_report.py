@@ -50,11 +50,11 @@ def test_environment_stamp():
 
 
 STAGES = [
-    {"stage": "stem.slow", "reference_s": 0.04, "fused_s": 0.01, "direct_floor_s": 0.005},
-    {"stage": "stem.fast", "reference_s": 0.06, "fused_s": 0.02, "direct_floor_s": 0.010},
-    {"stage": "res2.slow", "reference_s": 0.20, "fused_s": 0.08, "direct_floor_s": 0.050},
-    {"stage": "lateral.0", "reference_s": 0.02, "fused_s": 0.01, "direct_floor_s": 0.002},
-    {"stage": "head", "reference_s": 0.01, "fused_s": 0.01, "direct_floor_s": None},
+    {"stage": "stem.slow", "reference_s": 0.04, "frozen_s": 0.01, "direct_floor_s": 0.005},
+    {"stage": "stem.fast", "reference_s": 0.06, "frozen_s": 0.02, "direct_floor_s": 0.010},
+    {"stage": "res2.slow", "reference_s": 0.20, "frozen_s": 0.08, "direct_floor_s": 0.050},
+    {"stage": "lateral.0", "reference_s": 0.02, "frozen_s": 0.01, "direct_floor_s": 0.002},
+    {"stage": "head", "reference_s": 0.01, "frozen_s": 0.01, "direct_floor_s": None},
 ]
 
 
@@ -84,12 +84,13 @@ def test_plot_shows_both_sides_pathways_and_floor(figure):
     assert floors == pytest.approx([15, 50, 2])
     legend = " ".join(text.get_text() for text in axes.get_legend().get_texts())
     assert (
-        "reference (330 ms)" in legend and "fused (130 ms)" in legend and "roofline floor (67 ms)" in legend
+        "reference (330 ms)" in legend and "fused (130 ms)" in legend
+        and "direct-convolution floor; Winograd may run below it (67 ms)" in legend
     )
 
 
 def test_plot_without_floor_or_reference(figure):
-    stages = [{"stage": "head", "reference_s": None, "fused_s": 0.01}]
+    stages = [{"stage": "head", "reference_s": None, "frozen_s": 0.01}]
     path, axes = figure(stages, "no suffix")
     assert path.exists() and [bar.get_height() for bar in axes.patches] == pytest.approx([10])
     assert not [line for line in axes.lines if len(line.get_ydata())]

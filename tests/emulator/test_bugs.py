@@ -132,7 +132,7 @@ def test_an_unknown_order_is_an_error(emulated, bug, monkeypatch):
 
 
 def run_program(program, kernel, bug):
-    return subprocess.run([program, kernel, str(bug)], capture_output=True, text=True, timeout=60)
+    return subprocess.run([program, kernel, str(bug)], capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(("name", "access"), [("read_outside", "READ"), ("write_outside", "WRITE")])
