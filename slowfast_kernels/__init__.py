@@ -4,6 +4,11 @@ Start with an op (`slowfast_kernels.ops`), a trainable block (`.nn`), a whole mo
 library's weights (`load_checkpoint`) or another library's live model (`accelerate`).
 """
 
+from . import _interrupt
+
+_interrupt.quietly()  # before PyTorch is imported
+
+# ruff: noqa: E402
 from . import models, nn, ops
 from .accelerate import accelerate
 from .backends import use_backend

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import slowfast_kernels
+from slowfast_kernels import _interrupt
 from slowfast_kernels._optional import MissingExtra
 
 __all__ = ["Parser", "UserError", "main"]
@@ -50,6 +51,15 @@ class UserError(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own) and return the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _interrupt.restore()
+        return _main(words)
+    except KeyboardInterrupt:
+        sys.stderr.write(_interrupt.TEXT)
+        return _interrupt.STATUS
+
+
+def _main(words: Sequence[str]) -> int:
     parser = Parser(
         prog="slowfast-kernels",
         description="Fast SlowFast video networks: fused kernels, the same answers.",
@@ -87,9 +97,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         complain(error)
         return 2
-    except KeyboardInterrupt:
-        print("\nslowfast-kernels: interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         # The reader (head, less) has left; a second complaint at shutdown helps nobody.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
