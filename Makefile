@@ -107,8 +107,10 @@ $(OLD_TRITON)/.installed: $(VENV)/.env tests/requirements-triton.txt
 	$(PIP) install -q --no-deps --upgrade --target $(OLD_TRITON) -r tests/requirements-triton.txt
 	@touch $@
 
-$(VENV)/.bench: $(VENV)/.env
+$(VENV)/.bench: $(VENV)/.built
 	$(PIP) install -q onnx onnxscript onnxruntime openvino
+	@# The peer of the RoI ops, without its own PyTorch: a CUDA build would come with it.
+	$(PIP) install -q --no-deps "torchvision==$$($(PY) -c 'from slowfast_kernels.bench import torchvision_ops as t; print(t.matching_version())')"
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.env

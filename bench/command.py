@@ -32,6 +32,7 @@ from slowfast_kernels.bench.subject import Subject
 from slowfast_kernels.cli import Parser
 from slowfast_kernels.models import configure
 
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of benchmark: what it measures, how, and which options mean something to it.
@@ -189,7 +190,9 @@ def _check_profile(args: argparse.Namespace) -> None:
     useless = ("peers", "runs", "cold", "json", "plot", "save") if args.profile else ("batch",)
     for option in useless:
         if getattr(args, option):
-            raise ValueError(f"--{option}: expected {'no --profile' if args.profile else '--profile'} beside it")
+            raise ValueError(
+                f"--{option}: expected {'no --profile' if args.profile else '--profile'} beside it"
+            )
 
 
 def _ceilings(threads: int, args: argparse.Namespace) -> dict[str, Any] | None:
@@ -211,9 +214,7 @@ def _subject(args: argparse.Namespace) -> Subject:
 
 
 def _targets(args: argparse.Namespace, threads: int, ceilings: Mapping[str, Any] | None) -> Found:
-    setting = targets.Setting(
-        threads, args.runs, args.progress, model=args.model, crop=args.crop
-    )
+    setting = targets.Setting(threads, args.runs, args.progress, model=args.model, crop=args.crop)
     rows = targets.measure(setting, args.groups)
     network = targets.network_of(setting)
     data = {"network": network, "rows": [row.to_dict() for row in rows]}
@@ -322,8 +323,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "dest": "batch",
         "help": "clips in a call, with --profile (default 1)",
     },
-    "crop": {"metavar": "N", "type": _positive, "help": "side of the frames in pixels (default: the preset's)"},
-    "frames": {"metavar": "N", "type": _positive, "help": "frames of the densest clip (default: the preset's)"},
+    "crop": {
+        "metavar": "N",
+        "type": _positive,
+        "help": "side of the frames in pixels (default: the preset's)",
+    },
+    "frames": {
+        "metavar": "N",
+        "type": _positive,
+        "help": "frames of the densest clip (default: the preset's)",
+    },
     "threads": {"metavar": "N", "type": _positive, "help": "for everybody (default: torch's number)"},
     "runs": {"metavar": "N", "type": _positive, "help": "samples of each contender (default {kind.runs})"},
     "cold": {"action": "store_true", "help": "empty the caches before every sample"},

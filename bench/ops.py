@@ -169,7 +169,8 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
     """All results as text: a heading and rows for each call, then what was not run, then what the columns are."""
     groups = [lines(result) for result in results]
     title, rule, *rows = report.table([line for group in groups for line in group], HEADER).splitlines()
-    out, missing = [title, rule], {}
+    out = [title, rule]
+    missing: dict[str, str] = {}
     for result, group in zip(results, groups, strict=True):
         out += [heading(result), *rows[: len(group)]]
         rows = rows[len(group) :]

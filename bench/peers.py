@@ -200,7 +200,13 @@ PEERS: dict[str, Peer] = {
         Peer("compile", ("fp32", "bf16"), _compiled, note="torch.compile with freezing, channels_last_3d"),
         Peer("onnxruntime", ("fp32",), _onnxruntime, folded=True, note="ONNX Runtime, CPU provider"),
         Peer("openvino", ("fp32", "bf16"), _openvino, folded=True, note="OpenVINO CPU, latency hint"),
-        Peer("torchvision", ("fp32", "bf16"), _torchvision, roi=True, note="torch around torchvision's compiled RoIAlign"),
+        Peer(
+            "torchvision",
+            ("fp32", "bf16"),
+            _torchvision,
+            roi=True,
+            note="torch around torchvision's compiled RoIAlign",
+        ),
     )
 }
 
@@ -227,7 +233,9 @@ def select(names: str | None, dtype: str, *, networks: bool = True) -> list[Peer
         wanted = [n.strip() for n in names.split(",") if n.strip()]
     unknown = [n for n in wanted if n not in there]
     if unknown:
-        raise ValueError(f"peers: expected names among {', '.join(there)}, 'all' or 'none', got {unknown[0]!r}")
+        raise ValueError(
+            f"peers: expected names among {', '.join(there)}, 'all' or 'none', got {unknown[0]!r}"
+        )
     return [PEERS[n] for n in wanted if dtype in PEERS[n].dtypes]
 
 

@@ -60,7 +60,9 @@ def _title(figure: Any, *lines: str) -> None:
         figure.suptitle(text, fontsize=10)
 
 
-def _ratio_bars(axes: Any, names: Sequence[str], ratios: Sequence[float], labels: Sequence[str], **bars: Any) -> None:
+def _ratio_bars(
+    axes: Any, names: Sequence[str], ratios: Sequence[float], labels: Sequence[str], **bars: Any
+) -> None:
     """Bars from 1 (as fast as the peer) on a logarithmic axis, the first on top, each with its label beside it."""
     places = [len(names) - 1 - i for i in range(len(names))]
     axes.barh(places, [r - 1 for r in ratios], left=1, height=0.7, **bars)
@@ -71,7 +73,9 @@ def _ratio_bars(axes: Any, names: Sequence[str], ratios: Sequence[float], labels
         )
     axes.set_yticks(places, names, fontsize=8)
     axes.set(xscale="log", xlim=(low / 1.15, high * (high / low) ** 0.45), ylim=(-0.6, len(names) - 0.4))
-    ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if low / 1.15 <= t <= high * 1.5]
+    ticks = [
+        t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if low / 1.15 <= t <= high * 1.5
+    ]
     axes.set_xticks(ticks, [f"{t:g}x" for t in ticks])
     axes.minorticks_off()
     axes.axvline(1, color="black", linewidth=1)
@@ -94,7 +98,9 @@ def roofline(
     plt = _pyplot()
     from matplotlib.lines import Line2D
 
-    figure, panels = plt.subplots(1, len(results), figsize=(8 * len(results), 5.6), dpi=110, squeeze=False)
+    figure, panels = plt.subplots(
+        1, len(results), figsize=(8 * len(results), 5.6), dpi=110, squeeze=False, layout="tight"
+    )
     rows = [r for result in results for r in result["stages"] if _drawable(r)]
     stages, ops = sorted({_stage(r) for r in rows}), sorted({r["op"] for r in rows})
     colours = {stage: plt.get_cmap("tab10")(i % 10) for i, stage in enumerate(stages)}
@@ -127,9 +133,13 @@ def roofline(
             loc="upper left",
             bbox_to_anchor=(0.02 + (0.0, 0.25, 0.63, 0.82)[i], 0.0),
         )
-    figure.text(0.02, -0.24, "FLOPs are those of direct convolution: Winograd kernels may run above the ceiling.", fontsize=8)
+    figure.text(
+        0.02,
+        -0.24,
+        "FLOPs are those of direct convolution: Winograd kernels may run above the ceiling.",
+        fontsize=8,
+    )
     _title(figure, where)
-    figure.tight_layout()
     return _save(figure, path)
 
 
@@ -180,7 +190,9 @@ def _roofline(
             x = min(low * 1.5, 0.6 * peak / bandwidth)
             axes.text(max(x, low), max(x, low) * bandwidth, f"{name} {bandwidth:.0f} GB/s", **label)
     axes.axhline(peak, color=LIMIT, linewidth=1.5)
-    axes.text(high, peak, f"{result['dtype']} FMA ceiling {peak:.0f} GFLOP/s", ha="right", va="center", **label)
+    axes.text(
+        high, peak, f"{result['dtype']} FMA ceiling {peak:.0f} GFLOP/s", ha="right", va="center", **label
+    )
     axes.set(xscale="log", yscale="log", xlim=(low, high), xlabel="FLOP per byte (least traffic of the call)")
     axes.set_ylabel("GFLOP/s (FLOPs of direct convolution)")
     axes.spines[["top", "right"]].set_visible(False)
@@ -199,7 +211,12 @@ def models(path: PathLike, results: Sequence[Mapping[str, Any]], where: str = ""
                 middle, y, xerr=[[middle - low], [high - middle]], color="#333", capsize=3, linewidth=1
             )
             axes.annotate(
-                f"{middle:.0f} ms", (high, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8
+                f"{middle:.0f} ms",
+                (high, y),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
             )
         axes.set_yticks(range(len(rows)), [r["who"] for r in rows])
         axes.set_xlabel("milliseconds per call: median, 20th to 80th percentile")
@@ -232,11 +249,13 @@ def scaling(path: PathLike, results: Sequence[Mapping[str, Any]], where: str = "
     axes.set_xticks(range(len(batches)), [f"batch {b}" for b in batches])
     axes.set_ylabel("time per FLOP, over that of the first bar")
     axes.set_ylim(0, 1.3 * max([r["to_first"] for result in results for r in result["rows"]]))
-    axes.legend(frameon=False, fontsize=8, ncols=len(kinds) + 1, loc="upper center", bbox_to_anchor=(0.5, -0.08))
+    axes.legend(
+        frameon=False, fontsize=8, ncols=len(kinds) + 1, loc="upper center", bbox_to_anchor=(0.5, -0.08)
+    )
     axes.spines[["top", "right"]].set_visible(False)
-    first = results[0]
-    axes.set_title(f"{first['model']}, {first['crop']}x{first['crop']}, {report.count(first['threads'], 'thread')}\n{where}",
-                   fontsize=10)  # fmt: skip
+    net = results[0]
+    threads = report.count(net["threads"], "thread")
+    axes.set_title(f"{net['model']}, {net['crop']}x{net['crop']}, {threads}\n{where}", fontsize=10)
     return _save(figure, path)
 
 
@@ -252,10 +271,10 @@ def ops(path: PathLike, results: Sequence[Mapping[str, Any]], where: str = "") -
             best.append((f"{result['op']} {result['case']}, {result['dtype']}", row, peer))
     best.sort(key=lambda found: -found[1]["speedup"])
     figure, axes = plt.subplots(figsize=(9, 1.4 + 0.26 * len(best)), dpi=110)
-    labels = [
-        f"{r['speedup']:.2f}x  ({r['who']} {milliseconds(r['median_s'])}, {peer['who']} {milliseconds(peer['median_s'])})"
-        for _, r, peer in best
-    ]
+    labels = []
+    for _, *pair in best:
+        times = ", ".join(f"{r['who']} {milliseconds(r['median_s'])}" for r in pair)
+        labels.append(f"{pair[0]['speedup']:.2f}x  ({times})")
     _ratio_bars(axes, [n for n, _, _ in best], [r["speedup"] for _, r, _ in best], labels, color=OURS)
     axes.set_xlabel("times faster than the fastest peer (named in brackets)")
     threads = report.count(results[0]["threads"], "thread")
@@ -273,7 +292,7 @@ def targets(path: PathLike, rows: Sequence[Any], title: str = "") -> list[Path]:
         parity = f", parity {row.parity}" if row.error is not None else ""
         labels.append(f"{row.ratio:.2f}x  ({row.amount(row.ours)}, peer {row.amount(row.peer)}{parity})")
     names = ["\n".join(textwrap.wrap(r.what, 52)) for r in rows]
-    colours = [OURS if r.met else LIMIT for r in rows]
+    colours = [OTHER if r.target is None else OURS if r.met else LIMIT for r in rows]
     _ratio_bars(axes, names, [r.ratio for r in rows], labels, color=colours)
     for y, row in enumerate(reversed(rows)):
         if row.target is not None:
@@ -282,7 +301,9 @@ def targets(path: PathLike, rows: Sequence[Any], title: str = "") -> list[Path]:
             text = axes.texts[len(rows) - 1 - y]
             if row.ratio <= row.target:
                 text.xy = (row.target, y)
-    axes.set_xlabel("times faster, or smaller, than the peer (1x: equal). Black bar: the project's target")
+    axes.set_xlabel(
+        "times faster, or smaller, than the peer (1x: equal)\nblack mark: the target; red: missed; grey: none"
+    )
     axes.set_title(title, fontsize=10)
     return _save(figure, path)
 
@@ -302,13 +323,20 @@ def memory(path: PathLike, results: Sequence[Mapping[str, Any]], where: str = ""
             size = row[key] / 2**20
             axes.barh(y + shift, size, 0.38, color=colour, hatch=hatch, edgecolor="white")
             axes.annotate(
-                f"{size:.0f} MiB", (size, y + shift), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8
+                f"{size:.0f} MiB",
+                (size, y + shift),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
             )
         axes.barh([0], [0], color=OTHER, hatch=hatch, edgecolor="white", label=label)
     axes.set_yticks(range(len(bars)), [name for name, _ in reversed(bars)])
     axes.set_xlabel("peak resident MiB of inference")
     axes.margins(x=0.15)
-    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.35 if len(bars) < 4 else -0.15))
+    axes.legend(
+        frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.35 if len(bars) < 4 else -0.15)
+    )
     axes.set_title(f"{_of(results[0])}\n{where}", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     return _save(figure, path)

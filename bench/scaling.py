@@ -65,7 +65,13 @@ def measure(
             }
         )
     size = subjects[0].model.config.input
-    return {"model": name, "dtype": dtype, "crop": size.crop, "threads": torch.get_num_threads(), "rows": rows}
+    return {
+        "model": name,
+        "dtype": dtype,
+        "crop": size.crop,
+        "threads": torch.get_num_threads(),
+        "rows": rows,
+    }
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> str:

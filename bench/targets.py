@@ -487,5 +487,9 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     found = []
     for row in rows:
         also = ", ".join(f"{name} {ratio:.2f}x" for name, ratio in row.also.items())
-        found.append("; ".join(text for text in (f"{row.key}: {row.what}", f"also {also}" if also else "", row.note) if text))
+        found.append(
+            "; ".join(
+                text for text in (f"{row.key}: {row.what}", f"also {also}" if also else "", row.note) if text
+            )
+        )
     return found

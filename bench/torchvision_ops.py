@@ -23,7 +23,9 @@ from torch import Tensor
 from slowfast_kernels.bench.peers import Unavailable
 
 
-def roi_align(maps: Tensor, rois: Tensor, bins: tuple[int, int], scale: float, ratio: int, aligned: bool) -> Tensor:
+def roi_align(
+    maps: Tensor, rois: Tensor, bins: tuple[int, int], scale: float, ratio: int, aligned: bool
+) -> Tensor:
     """[N, C, H, W], [K, 5] -> [K, C, *bins], without gradients; ratio 0: as many samples as a bin has cells.
 
     In float32 whatever the maps are, as under torchvision's autocast: it has no bfloat16 kernel."""
@@ -40,7 +42,9 @@ def load() -> None:
         found = None
     library = Path(found.origin).with_name("_C.so") if found is not None and found.origin else None
     if library is None or not library.exists():
-        raise Unavailable(f"torchvision is not installed (pip install --no-deps torchvision=={matching_version()})")
+        raise Unavailable(
+            f"torchvision is not installed (pip install --no-deps torchvision=={matching_version()})"
+        )
     try:
         if not _loads(library) and torch.version.cuda is None:
             _stand_in(library)
@@ -82,7 +86,13 @@ def _stand_in(library: Path) -> None:
         (folder / "names.c").write_text("".join(f"void *{n}(void) {{ return 0; }}\n" for n in names))
         (folder / "names.map").write_text(f"{version} {{ global: *; }};\n")
         for soname in needed:
-            options = ["-shared", "-fPIC", "-w", f"-Wl,-soname,{soname}", f"-Wl,--version-script={folder}/names.map"]
+            options = [
+                "-shared",
+                "-fPIC",
+                "-w",
+                f"-Wl,-soname,{soname}",
+                f"-Wl,--version-script={folder}/names.map",
+            ]
             _output(compiler, *options, "-o", folder / soname, folder / "names.c")
             ctypes.CDLL(str(folder / soname))
 

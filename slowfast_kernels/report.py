@@ -101,7 +101,7 @@ def wrapped(notes: Iterable[str], width: int = 120) -> list[str]:
 
 
 def count(number: int, thing: str) -> str:
-    """"1 thread", "2 threads"."""
+    """ "1 thread", "2 threads"."""
     return f"{number} {thing}" + ("" if number == 1 else "s")
 
 

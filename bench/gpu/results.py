@@ -38,7 +38,8 @@ def compared(parts: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def derive(record: dict[str, Any], ceilings: Mapping[str, float]) -> dict[str, Any]:
-    """The record with GB/s, TFLOP/s, the part of the direct-convolution floor and the speed-up over the best peer in each row.
+    """The record with GB/s, TFLOP/s, the part of the direct-convolution floor and the speed-up over the best peer in
+    each row.
 
     The floor of several layers is the sum of their floors.
     """

@@ -1,6 +1,7 @@
 """Every registered op can be measured: it has real calls, a cost and providers that give the same answer."""
 
 import functools
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,7 +90,14 @@ def test_bottleneck_module_with_a_shortcut():
 def measured(entry, wanted=(), **more):
     ceilings = {"fp32_gflops": 1.0, "bf16_gflops": 1.0, "copy_gbs": 1.0}
     return ops.measure(
-        entry, wanted=list(wanted), threads=1, rounds=2, progress=False, shrink=SHRINK, ceilings=ceilings, **more
+        entry,
+        wanted=list(wanted),
+        threads=1,
+        rounds=2,
+        progress=False,
+        shrink=SHRINK,
+        ceilings=ceilings,
+        **more,
     )
 
 
@@ -120,11 +128,22 @@ def test_tables_of_ops_fit_a_terminal():
     reason = "this peer needs a package: pip install " + " ".join(["something"] * 30)
     result["missing"] = {"autocast_cl3d_folded": reason}
     result["best_peer"] = "autocast_cl3d_folded"
-    result["rows"].append({**result["rows"][0], "who": "autocast_cl3d_folded", "ours": False, "speedup": None})
+    result["rows"].append(
+        {**result["rows"][0], "who": "autocast_cl3d_folded", "ours": False, "speedup": None}
+    )
     text = ops.table([result, result])
     assert max(map(len, text.splitlines())) <= ops.WIDTH
     assert text.count("not run: autocast_cl3d_folded: ") == 1 and text.count("something") == 30
-    for word in ("cpu:", "cpu_packed:", "reference:", "speed-up over:", "parity:", "x2 behind", "direct floor:", "Winograd"):
+    for word in (
+        "cpu:",
+        "cpu_packed:",
+        "reference:",
+        "speed-up over:",
+        "parity:",
+        "x2 behind",
+        "direct floor:",
+        "Winograd",
+    ):
         assert word in text, word
 
 
@@ -170,7 +189,10 @@ def test_a_missing_torchvision_marks_the_row(monkeypatch):
     torchvision_ops.load.cache_clear()
     entry = min(roi_calls(), key=_bytes)
     result = measured(entry, peers.select(None, "fp32", networks=False))
-    assert "torchvision is not installed (pip install --no-deps torchvision==" in result["missing"]["torchvision"]
+    assert (
+        "torchvision is not installed (pip install --no-deps torchvision=="
+        in result["missing"]["torchvision"]
+    )
     assert "not run: torchvision: torchvision is not installed" in ops.table([result]).replace("\n  ", " ")
     torchvision_ops.load.cache_clear()
 
@@ -178,6 +200,12 @@ def test_a_missing_torchvision_marks_the_row(monkeypatch):
 def test_versions_of_torchvision_follow_pytorchs():
     assert torchvision_ops.matching_version("2.13.0+cpu") == "0.28.*"
     assert torchvision_ops.matching_version("2.11.0") == "0.26.*"
+
+
+def test_make_bench_installs_it_without_a_pytorch_of_its_own():
+    lines = (Path(__file__).parents[2] / "Makefile").read_text().splitlines()
+    (line,) = (x for x in lines if "torchvision==" in x)
+    assert "--no-deps" in line and "matching_version" in line
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

@@ -84,7 +84,8 @@ def test_plot_shows_both_sides_pathways_and_floor(figure):
     assert floors == pytest.approx([15, 50, 2])
     legend = " ".join(text.get_text() for text in axes.get_legend().get_texts())
     assert (
-        "reference (330 ms)" in legend and "fused (130 ms)" in legend
+        "reference (330 ms)" in legend
+        and "fused (130 ms)" in legend
         and "direct-convolution floor; Winograd may run below it (67 ms)" in legend
     )
 

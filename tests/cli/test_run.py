@@ -273,7 +273,9 @@ def test_features_are_written_for_every_view(command, clip, tmp_path, suffix):
     assert got.status == 0 and not got.errors, got.err
     assert f"wrote {path}" in got.out and "features, relative L2 error" in got.out
     assert not top5_lines(got.out) and "top-5" not in got.out
-    model = models.create("slowfast_8x8_r50", blocks=(1, 1, 1, 1), frames=8, crop=64, classes=12, output="features")
+    model = models.create(
+        "slowfast_8x8_r50", blocks=(1, 1, 1, 1), frames=8, crop=64, classes=12, output="features"
+    )
     run.randomize(model, 0)
     expected = _features(model.eval(), clip)
     if suffix == "npz":
@@ -307,7 +309,9 @@ def test_a_clip_that_is_shorter_than_its_window_is_noted(command, tmp_path):
     short = footage.make_video(tmp_path / "short.mp4", 6, (96, 64))
     got = command("run", short, *SMALL, "--views", "2x1", "--json", tmp_path / "o.json")
     assert got.status == 0
-    note = "6 frames, fewer than the 16 that a clip reaches over: frames are repeated; all 2 clips are the same"
+    note = (
+        "6 frames, fewer than the 16 that a clip reaches over: frames are repeated; all 2 clips are the same"
+    )
     assert f"note: {note}" in got.out
     (video,) = json.loads((tmp_path / "o.json").read_text())["videos"]
     assert video["notes"] == [note] and video["views"][0]["top5"] == video["views"][1]["top5"]
