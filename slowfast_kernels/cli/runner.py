@@ -22,7 +22,7 @@ PROFILE_RUNS = 3
 class Setting:
     """Everything the views are run with: ``model`` is the reference, ``frozen`` its inference form."""
 
-    model: nn.Module
+    model: Any
     frozen: Any
     device: torch.device
     dtype: torch.dtype
