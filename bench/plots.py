@@ -98,9 +98,7 @@ def roofline(
     plt = _pyplot()
     from matplotlib.lines import Line2D
 
-    figure, panels = plt.subplots(
-        1, len(results), figsize=(8 * len(results), 5.6), dpi=110, squeeze=False, layout="constrained"
-    )
+    figure, panels = plt.subplots(1, len(results), figsize=(8 * len(results), 5.6), dpi=110, squeeze=False)
     rows = [r for result in results for r in result["stages"] if _drawable(r)]
     stages, ops = sorted({_stage(r) for r in rows}), sorted({r["op"] for r in rows})
     colours = {stage: plt.get_cmap("tab10")(i % 10) for i, stage in enumerate(stages)}
@@ -139,6 +137,7 @@ def roofline(
         "FLOPs are those of direct convolution: Winograd kernels may run above the ceiling.",
         fontsize=8,
     )
+    figure.subplots_adjust(left=0.08 / len(results), right=0.99, top=0.88, bottom=0.09, wspace=0.12)
     _title(figure, where)
     return _save(figure, path)
 
