@@ -1,4 +1,4 @@
-# make demo | test | bench | lint | sanitize | wheel | clean. Each sets up .venv and the native build when missing.
+# make demo | test | bench | docs | lint | sanitize | wheel | clean. Each sets up .venv and the native build when missing.
 # Needs python3 (3.11 or newer, with venv), make and a C++17 compiler; everything else comes from PyPI.
 #   PYTHON=python3.12 make test      another interpreter
 #   TORCH='torch==2.11.0' make test  another PyTorch (default: a CPU build where there is no NVIDIA GPU)
@@ -14,7 +14,7 @@ NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py
 BUILD := NINJA_STATUS='[%f of %t, %es] ' $(PY) setup.py -q build_ext --inplace
 CXX_FILES := 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu' 'tests/*.cu' 'tests/*.cpp'
 
-.PHONY: demo test bench lint format sanitize build wheel clean hello
+.PHONY: demo test bench docs lint format sanitize build wheel clean hello
 
 # What the tests' build has made is as good.
 demo: hello $(or $(wildcard $(VENV)/.built),$(VENV)/.demo)
@@ -34,6 +34,10 @@ test: $(VENV)/.built $(VENV)/.test $(OLD_TRITON)/.installed
 
 bench: $(VENV)/.built $(VENV)/.bench
 	$(VENV)/bin/slowfast-kernels bench $(or $(ARGS),targets)
+
+# The pages that follow from the code: API, presets, README's figures.
+docs: $(VENV)/.package
+	$(PY) docs/generate.py
 
 lint: $(VENV)/.package $(VENV)/.lint
 	$(VENV)/bin/ruff check .

@@ -32,6 +32,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "slowfast_kernels.nn": (),
     "slowfast_kernels.models": (),
     "slowfast_kernels.backends": (),
+    "slowfast_kernels.precision": (),
     "slowfast_kernels.video": (),
     "slowfast_kernels.testing": (),
 }
@@ -158,7 +159,14 @@ def entry(name: str, value: Any) -> list[str]:
 def api_page(name: str) -> str:
     """The reference of one module."""
     module = importlib.import_module(name)
-    lines = [f"# {name}", "", f"<!-- {BY.format('the docstrings')} -->", "", *markdown(inspect.getdoc(module) or ""), ""]
+    lines = [
+        f"# {name}",
+        "",
+        f"<!-- {BY.format('the docstrings')} -->",
+        "",
+        *markdown(inspect.getdoc(module) or ""),
+        "",
+    ]
     entries, links = [], []
     for item in public(module):
         value = find(module, item)
@@ -235,9 +243,8 @@ def body(run: list[str], section: str) -> list[str]:
         if text and text == run[: len(text)] and text[-1].endswith(":"):
             return [*map(escaped, text), "", *fenced(run[len(text) :])]
         return fenced(run)
-    bullets = [line.startswith("- ") for line in run]
-    if any(bullets):
-        return [("- " if mark else "") + escaped(line[2:] if mark else line) for mark, line in zip(bullets, run, strict=True)]
+    if any(line.startswith("- ") for line in run):
+        return ["- " + escaped(line[2:]) if line.startswith("- ") else escaped(line) for line in run]
     if indent(run[-1]) and not indent(run[0]):
         at = next(i for i, line in enumerate(run) if indent(line))
         if run[at - 1].endswith(":"):
@@ -250,7 +257,7 @@ def fenced(lines: list[str]) -> list[str]:
 
 
 def items(run: list[str]) -> list[str]:
-    """"name: text" with its continuation lines, as a list."""
+    """ "name: text" with its continuation lines, as a list."""
     out: list[str] = []
     for line in run:
         found = ITEM.match(line)
@@ -265,10 +272,23 @@ def items(run: list[str]) -> list[str]:
 # --- models ------------------------------------------------------------------------------------------------
 
 
+def gigamacs(config: Any) -> float:
+    """Multiply-adds of a configuration's clip, in thousand millions."""
+    from torch import nn
+
+    from slowfast_kernels import models
+    from slowfast_kernels.models.checkpoint.load import skeleton
+
+    network = skeleton(config)
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm3d):  # do not count, and take half of the time
+                setattr(module, name, nn.Identity())
+    return models.macs(network, config.input.frames, config.input.crop) / 1e9
+
+
 def models_page() -> str:
     """The presets, out of their configurations."""
-    import torch
-
     from slowfast_kernels import models
 
     lines = [
@@ -283,15 +303,25 @@ def models_page() -> str:
         "| preset | conventions of | classes | clip: frames x stride, alpha | crop | head | GMAC |",
         "|---|---|---:|---|---:|---|---:|",
     ]
+    costs: dict[tuple[Any, ...], float] = {}
     for name in models.names():
         config = models.configure(name)
         spec, head = config.input, config.head
-        with torch.device("meta"):
-            cost = models.macs(models.build(config), spec.frames, spec.crop) / 1e9
+        work = (
+            config.slow,
+            config.fast,
+            config.lateral,
+            spec.frames,
+            spec.alpha,
+            head.classes,
+            head.roi is None,
+        )
+        if work not in costs:  # the libraries' presets of one network cost the same
+            costs[work] = gigamacs(config)
         kind = f"boxes, {head.activation}" if head.roi else head.activation
         lines.append(
             f"| `{name}` | {config.source} | {head.classes} | {spec.frames} x {spec.tau}, {spec.alpha} "
-            f"| {spec.crop} | {kind} | {cost:.1f} |"
+            f"| {spec.crop} | {kind} | {costs[work]:.1f} |"
         )
     aliases = ", ".join(f"`{other}` = `{name}`" for other, name in models.ALIASES.items())
     return "\n".join([*lines, "", f"Other names: {aliases}.", ""])
@@ -317,7 +347,7 @@ ROWS = (
     ("bf16", "bf16, against PyTorch autocast, channels_last_3d"),
     ("fast stages", "Fast pathway, res2 and res3, fp32, against eager, channels_last_3d"),
     ("roi torchvision", "`roi_head_pool`, AVA shapes, against torchvision's compiled RoIAlign"),
-    ("memory", "peak memory beyond the loaded weights, fp32, against eager"),
+    ("memory", "peak memory above the weights as each holds them, fp32, against eager"),
 )
 
 
@@ -328,7 +358,7 @@ def figures() -> str:
     stamp = found["environment"]
     lines = [
         f"| SlowFast-R50 8x8, 224x224, batch 1, {stamp['threads']} threads of an {stamp['processor']} "
-        f"({stamp['isa'].replace('_', '-').upper()}) | this library | peer | ratio | difference of the scores |",
+        f"({stamp['isa'].replace('_', '-').upper()}) | this library | peer | ratio | outputs differ by |",
         "|---|---:|---:|---:|---:|",
     ]
     for key, what in ROWS:
@@ -337,16 +367,20 @@ def figures() -> str:
             continue
         show: Callable[[float], str] = milliseconds if row["unit"] == "s" else mebibytes
         error = "" if row["error"] is None else f"{row['error']:.1e}"
-        lines.append(f"| {what} | {show(row['ours'])} | {show(row['peer'])} | **{row['ratio']:.1f}x** | {error} |")
+        lines.append(
+            f"| {what} | {show(row['ours'])} | {show(row['peer'])} | **{row['ratio']:.1f}x** | {error} |"
+        )
         if key == "memory":
-            lines.append(f"| the same with all weights, packed copies included | | | {row['also']['strict']:.1f}x | |")
+            lines.append(
+                f"| the same, above the plain weights: packed copies count | | | {row['also']['strict']:.1f}x | |"
+            )
     where = FIGURES.parent.relative_to(ROOT)
     return "\n".join(
         [
             *lines,
             "",
-            f"Medians of one interleaved run at revision {stamp['revision'][:7]}, outputs compared before anything is "
-            f"timed (relative L2 over the batch; bf16 may differ from fp32 at most twice as far as the peer does). "
+            f"Medians of interleaved runs at revision {stamp['revision'][:7]}; outputs are compared before anything is "
+            "timed (relative L2; that of bf16 is its distance from fp32, at most twice the peer's own). "
             f"[All rows]({where}/targets.md), [how they are measured](docs/benchmarks.md).",
         ]
     )
@@ -359,7 +393,7 @@ def readme() -> str:
     block = re.compile(rf"{re.escape(BEGIN.split('{')[0])}.*?{re.escape(END)}", re.DOTALL)
     if len(block.findall(text)) != 1:
         raise SystemExit(f"README.md: expected one block from '{begin}' to '{END}'")
-    return block.sub(lambda _: f"{begin}\n{figures()}\n{END}", text)
+    return block.sub(lambda _: f"{begin}\n\n{figures()}\n\n{END}", text)
 
 
 def pages() -> dict[Path, str]:

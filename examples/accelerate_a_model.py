@@ -59,13 +59,17 @@ def main(argv: list[str] | None = None) -> float:
     with torch.inference_mode():
         runs = {"eager": partial(eager, model, clips), "accelerated": lambda: fast_model(clips)}
         error = harness.relative_l2(runs["accelerated"](), runs["eager"]())
-        print(f"{type(model).__name__} -> {type(fast_model).__name__}: outputs differ by {error:.1e} (relative L2)")
+        print(
+            f"{type(model).__name__} -> {type(fast_model).__name__}: outputs differ by {error:.1e} (relative L2)"
+        )
         timings = harness.interleaved(runs, rounds=args.rounds, progress=False)
     for name, timing in timings.timings.items():
         low, high = timing.spread
         print(f"{name:12} {1e3 * timing.median:8.1f} ms  (p20 {1e3 * low:.1f}, p80 {1e3 * high:.1f})")
     threads = torch.get_num_threads()
-    print(f"{timings.ratio('accelerated', 'eager'):.2f}x on {threads} thread{'s' * (threads > 1)}, {args.dtype}")
+    print(
+        f"{timings.ratio('accelerated', 'eager'):.2f}x on {threads} thread{'s' * (threads > 1)}, {args.dtype}"
+    )
     return error
 
 

@@ -39,7 +39,9 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser.add_argument("--op", default="bottleneck3d", help="op of the second part")
     parser.add_argument("--case", help="calls of the op: name or pattern (default: all)")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--shrink", type=int, default=1, help="divide the op's sizes (default 1: as they are)")
+    parser.add_argument(
+        "--shrink", type=int, default=1, help="divide the op's sizes (default 1: as they are)"
+    )
     args = parser.parse_args(argv)
     torch.manual_seed(0)
     peak = peak_of(args.dtype)

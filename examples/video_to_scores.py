@@ -27,9 +27,7 @@ def scores_of(path: Path, model: sf.models.SlowFast, views: tuple[int, int]) -> 
     frozen = sf.freeze(model)
     reader = video.VideoReader(path)
     crop = spec.crop if views[1] == 1 else spec.test_crop
-    sampled = video.sample_views(
-        reader, frames=spec.frames, tau=spec.tau, crop=crop, views=views, rule=rule
-    )
+    sampled = video.sample_views(reader, frames=spec.frames, tau=spec.tau, crop=crop, views=views, rule=rule)
     return torch.stack([frozen(video.pack_view(view, spec))[0] for view in sampled]).mean(dim=0)
 
 
