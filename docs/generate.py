@@ -126,8 +126,10 @@ def signature(name: str, value: Any) -> str:
 
 
 def members(cls: type) -> Iterator[tuple[str, Any]]:
-    """Public methods and properties that a class defines and describes."""
-    for name, member in vars(cls).items():
+    """Public methods and properties that a class, or one of ours below it, defines and describes."""
+    ours = [c for c in reversed(cls.__mro__) if c.__module__.startswith("slowfast_kernels")]
+    found = {name: member for c in ours for name, member in vars(c).items()}
+    for name, member in found.items():
         function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
         if not name.startswith("_") and inspect.isfunction(function) and function.__doc__:
             yield name, member
