@@ -1,14 +1,15 @@
 """Write the pages of docs/ that follow from the code: `make docs`, or python docs/generate.py.
 
 docs/api/*.md     the public names of every module: signatures as they are written, docstrings
-docs/models.md    the presets, with their cost
-README.md         the table of figures, out of the saved results of `slowfast-kernels bench targets`
+docs/models.md    what is supported of which library, the presets
+README.md         the same in short, and the figures, out of the saved results of `slowfast-kernels bench targets`
 
 `pages()` gives every file's text, which tests/test_docs.py compares with what is there.
 """
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import json
 import re
@@ -274,64 +275,41 @@ def items(run: list[str]) -> list[str]:
 # --- models ------------------------------------------------------------------------------------------------
 
 
-def gigamacs(config: Any) -> float:
-    """Multiply-adds of a configuration's clip, in thousand millions."""
-    from torch import nn
-
-    from slowfast_kernels import models
-    from slowfast_kernels.models.checkpoint.load import skeleton
-
-    network = skeleton(config)
-    for module in list(network.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.BatchNorm3d):  # do not count, and take half of the time
-                setattr(module, name, nn.Identity())
-    return models.macs(network, config.input.frames, config.input.crop) / 1e9
+def supported() -> Any:
+    """models/support.py, None until it is there."""
+    name = "slowfast_kernels.models.support"
+    return importlib.import_module(name) if importlib.util.find_spec(name) else None
 
 
 def models_page() -> str:
-    """The presets, out of their configurations."""
-    from slowfast_kernels import models
+    """What is supported of which library, and the presets."""
+    from slowfast_kernels.models.presets import ALIASES
 
-    lines = [
-        "# Presets",
-        "",
-        f"<!-- {BY.format('models/presets.py')} -->",
-        "",
-        "`slowfast_kernels.models.create(name)` builds any of these with random weights, "
-        "`load_checkpoint(path)` chooses by the file's content. Frames are those of the densest pathway; "
-        "multiply-adds are those of one clip of the training crop (and one box).",
-        "",
-        "| preset | conventions of | classes | clip: frames x stride, alpha | crop | head | GMAC |",
-        "|---|---|---:|---|---:|---|---:|",
-    ]
-    costs: dict[tuple[Any, ...], float] = {}
-    for name in models.names():
-        config = models.configure(name)
-        spec, head = config.input, config.head
-        work = (
-            config.slow,
-            config.fast,
-            config.lateral,
-            spec.frames,
-            spec.alpha,
-            head.classes,
-            head.roi is None,
-        )
-        if work not in costs:  # the libraries' presets of one network cost the same
-            costs[work] = gigamacs(config)
-        kind = f"boxes, {head.activation}" if head.roi else head.activation
-        lines.append(
-            f"| `{name}` | {config.source} | {head.classes} | {spec.frames} x {spec.tau}, {spec.alpha} "
-            f"| {spec.crop} | {kind} | {costs[work]:.1f} |"
-        )
-    aliases = ", ".join(f"`{other}` = `{name}`" for other, name in models.ALIASES.items())
-    return "\n".join([*lines, "", f"Other names: {aliases}.", ""])
+    support = supported()
+    return "\n".join(
+        [
+            "# Models",
+            "",
+            f"<!-- {BY.format('models/support.py and models/presets.py')} -->",
+            "",
+            f"Supported are {support.SUPPORTED}. *accelerate*: live modules, with `accelerate` and `from_module`. "
+            "*load*: files, with `load_checkpoint` and `run --checkpoint` (which has no boxes). *convert*: files for "
+            "that library, with `slowfast-kernels convert`. [weights.md](weights.md) says where trained weights are.",
+            "",
+            support.models_table(),
+            "## Presets",
+            "",
+            "`models.create(name)` builds any of these with random weights, `models.macs` counts its work; "
+            "`load_checkpoint(path)` chooses one by the file's content. Frames and stride are the Slow pathway's.",
+            "",
+            support.presets_table(),
+            f"Other names: {', '.join(f'`{a}` = `{b}`' for a, b in ALIASES.items())}.",
+            "",
+        ]
+    )
 
 
 # --- figures -----------------------------------------------------------------------------------------------
-
-BEGIN, END = "<!-- figures: {} -->", "<!-- end of figures -->"
 
 
 def milliseconds(seconds: float) -> str:
@@ -388,13 +366,20 @@ def figures() -> str:
 
 
 def readme() -> str:
-    """README.md with its table as the saved results have it."""
+    """README.md with its generated blocks as they should be."""
     text = (ROOT / "README.md").read_text()
-    begin = BEGIN.format(BY.format(FIGURES.relative_to(ROOT)))
-    block = re.compile(rf"{re.escape(BEGIN.split('{')[0])}.*?{re.escape(END)}", re.DOTALL)
-    if len(block.findall(text)) != 1:
-        raise SystemExit(f"README.md: expected one block from '{begin}' to '{END}'")
-    return block.sub(lambda _: f"{begin}\n\n{figures()}\n\n{END}", text)
+    blocks = {"figures": (str(FIGURES.relative_to(ROOT)), figures())}
+    if support := supported():
+        blocks["supported"] = ("models/support.py", support.models_table().rstrip())
+    for name, (source, block) in blocks.items():
+        end = f"<!-- end of {name} -->"
+        written = f"<!-- {name}: {BY.format(source)} -->\n\n{block}\n\n{end}"
+        text, found = re.subn(f"<!-- {name}: .*?{end}", lambda _, new=written: new, text, flags=re.DOTALL)
+        if found != 1:
+            raise SystemExit(
+                f"README.md: expected one block from '<!-- {name}: ... -->' to '{end}', got {found}"
+            )
+    return text
 
 
 def pages() -> dict[Path, str]:
@@ -402,7 +387,10 @@ def pages() -> dict[Path, str]:
     for name in MODULES:
         importlib.import_module(name)
     found = {ROOT / "docs/api" / page_of(name): api_page(name) for name in MODULES}
-    return {**found, ROOT / "docs/models.md": models_page(), ROOT / "README.md": readme()}
+    found[ROOT / "README.md"] = readme()
+    if supported():
+        found[ROOT / "docs/models.md"] = models_page()
+    return found
 
 
 if __name__ == "__main__":
