@@ -18,6 +18,7 @@ import torch
 
 import slowfast_kernels as sf
 from slowfast_kernels import cli, models
+from slowfast_kernels.testing import provider_missing
 
 sys.path.insert(0, str(Path(__file__).parent / "models"))
 import live  # noqa: E402
@@ -273,6 +274,10 @@ def test_environment_variables_are_those_of_the_code():
 
 # --- limits ------------------------------------------------------------------------------------------------
 
+needs_kernels = pytest.mark.skipif(
+    bool(provider_missing("cpu")), reason=f"provider cpu: {provider_missing('cpu')}"
+)
+
 
 def test_limit_jit_script_takes_no_op():
     class Stem(torch.nn.Module):
@@ -299,14 +304,17 @@ def test_limit_bins_and_samples():
             sf.ops.roi_align3d(features, rois, **settings)
 
 
+@needs_kernels
 def test_limit_frozen_model_breaks_a_full_graph():
     network = models.create("slow_8x8_r18", blocks=(1, 1, 1, 1), frames=4, crop=32).eval()
     frozen = sf.freeze(network)
+    torch._dynamo.reset()
     with pytest.raises(torch._dynamo.exc.Unsupported):
         torch.compile(frozen, backend="eager", fullgraph=True)(torch.randn(1, 3, 4, 32, 32))
     torch._dynamo.reset()
 
 
+@needs_kernels
 def test_limit_four_plans_are_kept():
     frozen = sf.freeze(models.create("slow_8x8_r18", blocks=(1, 1, 1, 1), frames=4, crop=32).eval())
     for extra in range(6):
