@@ -6,6 +6,7 @@ where the row's is the frozen form, so that nobody has to take the choice on tru
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -319,7 +320,7 @@ def roi_rows(setting: Setting, counts: Sequence[int] = (1, 8, 64), small: bool =
             return _inference(lambda: roi_peers.head_pool(align, maps[0], maps[1], rois))
 
         runs = {
-            OURS: _inference(lambda rois=rois: ops.roi_head_pool(last[0], last[1], rois)),
+            OURS: _inference(functools.partial(ops.roi_head_pool, last[0], last[1], rois)),
             MEAN: _inference(lambda: [x.mean(dim=2) for x in plain]),
         }
         for key in there:

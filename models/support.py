@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from slowfast_kernels.models.checkpoint.detect import describe
 from slowfast_kernels.models.presets import PRESETS
@@ -52,6 +51,9 @@ def looks_like(shapes: Mapping[str, Sequence[int]]) -> str | None:
         return "a 2-D network (TSN, TSM, an image classifier)"
     if any(re.search(r"layer4\.0\.conv1(\.0)?\.weight", key) for key in shapes):
         return "a 3-D ResNet of torchvision or of another library than those (r3d, mc3)"
+    kernels = [tuple(shape[2:]) for shape in shapes.values() if len(shape) == 5]
+    if kernels.count((3, 3, 3)) > len(kernels) / 2:
+        return "R3D or C3D (3x3x3 convolutions)"
     return None
 
 
@@ -72,43 +74,25 @@ NETWORKS = {  # of one kind, and a preset that stands for it
     "C2D": "c2d_8x8_r50",
     "Fast-only": "fast_only",
 }
-LIVE = {  # whose live networks are recognised, of clips and with boxes
-    "pyslowfast": (True, True),
-    "pytorchvideo": (True, True),
-    "mmaction2": (True, False),
-}
+THEIRS = tuple(library for library in LIBRARIES if library != "slowfast")
 
 
-@dataclass(frozen=True)
-class Support:
-    """What there is for one kind of network of one library.
+def supported(network: str, library: str) -> bool:
+    """Whether a kind of NETWORKS of "pyslowfast", "pytorchvideo" or "mmaction2" is supported.
 
-    accelerate: its live modules, with `accelerate` and `from_module`. load: its files, with `load_checkpoint` and
-    `slowfast-kernels run --checkpoint` (which has no boxes). convert: files for it, with `slowfast-kernels convert`.
+    That is: its live modules with `accelerate` and `from_module`; its files with `load_checkpoint` and
+    `slowfast-kernels run --checkpoint` (which has no boxes); files for it with `slowfast-kernels convert`.
     """
-
-    accelerate: bool
-    load: bool
-    convert: bool
-
-    def __str__(self) -> str:
-        has = [name for name in ("accelerate", "load", "convert") if getattr(self, name)]
-        return ", ".join(has) or "-"
-
-
-def supported(network: str, library: str) -> Support:
-    """What there is for a kind of NETWORKS of "pyslowfast", "pytorchvideo" or "mmaction2"."""
     from slowfast_kernels.models.checkpoint.writing import expressible  # which imports this module
 
-    config = PRESETS[NETWORKS[network]]
-    builds = expressible(config, library)  # and who can build it has names for its weights
-    return Support(builds and LIVE[library][config.head.roi is not None], builds, builds)
+    return expressible(PRESETS[NETWORKS[network]], library)
 
 
 def models_table() -> str:
     """The supported networks of every library, as a table in Markdown."""
-    rows = [[network, *(str(supported(network, library)) for library in LIVE)] for network in NETWORKS]
-    return _markdown(["Network", *(LIBRARIES[library] for library in LIVE)], rows)
+    has = {True: "accelerate, load, convert", False: "-"}
+    rows = [[network, *(has[supported(network, library)] for library in THEIRS)] for network in NETWORKS]
+    return _markdown(["Network", *(LIBRARIES[library] for library in THEIRS)], rows)
 
 
 def presets_table() -> str:

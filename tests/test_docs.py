@@ -44,12 +44,6 @@ NOT_RUN = {
     "bench/gpu.sh": "it is for a machine with a GPU; tests/bench/test_bench_gpu.py tries it without",
 }
 
-#: Pages and names that other parts of the project bring; to be emptied when they are there.
-PENDING = {
-    "docs/install.md", "docs/versioning.md", "docs/weights.md", "SECURITY.md", "CITATION.cff",
-    "SLOWFAST_ISAS", "SLOWFAST_EMULATOR",
-}  # fmt: skip
-
 
 def blocks(page: Path) -> list[tuple[str, str]]:
     """(language, text) of every fenced block."""
@@ -200,8 +194,6 @@ def test_links_lead_somewhere(page):
             continue
         file, _, anchor = link.partition("#")
         target = (page.parent / file).resolve() if file else page
-        if name_of(target) in PENDING:
-            continue
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
 
@@ -269,7 +261,7 @@ def test_environment_variables_are_those_of_the_code():
     code = read_by_the_code()
     assert len(code) > 10
     assert code <= described, "docs/environment.md leaves some out"
-    assert described <= code | options | PENDING, "docs/environment.md has some that nothing reads"
+    assert described <= code | options, "docs/environment.md has some that nothing reads"
 
 
 # --- limits ------------------------------------------------------------------------------------------------

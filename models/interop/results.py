@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from slowfast_kernels.models.checkpoint.errors import some
-from slowfast_kernels.models.interop.families import SUPPORTED, looks_like
 from slowfast_kernels.models.slowfast import SlowFast
+from slowfast_kernels.models.support import SUPPORTED, looks_like
 
 
 class UnrecognisedModule(ValueError):
@@ -19,7 +20,9 @@ class UnrecognisedModule(ValueError):
 
     def __init__(self, module: nn.Module, parts: Sequence[str]) -> None:
         self.parts = list(parts)
-        family = looks_like(module)
+        family = looks_like(
+            {name: weight.shape for name, weight in module.named_parameters() if not is_lazy(weight)}
+        )
         hint = f" (this looks like {family})" if family else ""
         super().__init__(
             f"{type(module).__name__} is not recognised{hint}: {some(self.parts, 3)}. Supported are {SUPPORTED}"
