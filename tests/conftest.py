@@ -41,6 +41,8 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+    # the longest first: at the end they would leave the other processes idle
+    items.sort(key=lambda item: item.path.name != "test_triton_aot.py")
     for item in items:
         if item.get_closest_marker("slow") and not config.getoption("--run-slow"):
             item.add_marker(pytest.mark.skip(reason="slow: run with --run-slow"))
