@@ -23,8 +23,12 @@ def is_command() -> bool:
 
 
 def quietly() -> None:
-    """End the process on Ctrl-C from now on, if it is the command; `restore` undoes it."""
-    if is_command() and threading.current_thread() is threading.main_thread():
+    """End the process on Ctrl-C from now on, if it is the command; `restore` undoes it.
+
+    Whoever started it with Ctrl-C ignored, as a shell does in the background, wants it to go on.
+    """
+    heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if heard and is_command() and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, _end)
 
 
