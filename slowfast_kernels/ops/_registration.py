@@ -18,6 +18,7 @@ from torch.autograd import forward_ad
 
 from .. import backends
 from ..backends import Provider
+from ._memory import channels_last
 
 LIBRARY = torch.library.Library("slowfast", "FRAGMENT")
 
@@ -57,35 +58,6 @@ OPS: dict[str, Op] = {}
 def define_native(schema: str) -> None:
     """Declare a private op that a native library implements (``_<name>_cpu``, ``_<name>_cuda``)."""
     LIBRARY.define(schema)
-
-
-def empty_channels_last(
-    like: torch.Tensor, shape: Sequence[int], dtype: torch.dtype | None = None
-) -> torch.Tensor:
-    """Uninitialised tensor of ``shape``: channels_last_3d strides for 5-D shapes, contiguous for others."""
-    memory_format = torch.channels_last_3d if len(shape) == 5 else torch.contiguous_format
-    return torch.empty(
-        tuple(shape), dtype=dtype or like.dtype, device=like.device, memory_format=memory_format
-    )
-
-
-def channels_last(x: torch.Tensor) -> torch.Tensor:
-    """``x`` with exactly the channels_last_3d strides (ambiguous ones, as of T = 1, are made canonical)."""
-    n, c, t, h, w = x.shape
-    strides = (t * h * w * c, 1, h * w * c, w * c, c)
-    return x if x.stride() == strides else empty_channels_last(x, x.shape).copy_(x)
-
-
-def pixel_rows(x: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """``x`` [N, C, T, H, W] with its pixels at equal distances, and that distance in elements.
-
-    Channels-last maps and channel slices of them are taken as they are; anything else is copied.
-    """
-    _, c, t, h, w = x.shape
-    p = x.stride(4)
-    if w > 1 and p >= c and x.stride() == (t * h * w * p, 1, h * w * p, w * p, p):
-        return x, p
-    return channels_last(x), c
 
 
 def float32(x: torch.Tensor | None) -> torch.Tensor | None:

@@ -14,7 +14,7 @@ from emulator.conftest import ORDERS
 from ops.parity import bits, check, reference
 from slowfast_kernels import _extension
 from slowfast_kernels.ops._cases import Draw
-from slowfast_kernels.ops._registration import empty_channels_last
+from slowfast_kernels.ops._memory import empty_channels_last
 from slowfast_kernels.ops.bottleneck3d.cases import _call
 from slowfast_kernels.testing import assert_same_nonfinite, provider_device, to_float64, unit_roundoff
 

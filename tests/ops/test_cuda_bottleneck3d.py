@@ -14,7 +14,7 @@ from emulator.conftest import ORDERS
 from ops.parity import SHRINK, bits, case_named, check, expected_of, reference, without_type_checks
 from slowfast_kernels import _extension, ops
 from slowfast_kernels.ops._cases import Draw, cases_of
-from slowfast_kernels.ops._registration import empty_channels_last
+from slowfast_kernels.ops._memory import empty_channels_last
 from slowfast_kernels.ops.bottleneck3d.cases import _call
 from slowfast_kernels.testing import assert_close, provider_device, to_float64
 

@@ -23,7 +23,7 @@ from ops.parity import (
 )
 from slowfast_kernels import ops
 from slowfast_kernels.ops._cases import Draw, cases_of
-from slowfast_kernels.ops._registration import pixel_rows
+from slowfast_kernels.ops._memory import pixel_rows
 from slowfast_kernels.ops.lateral_fusion.cases import _call
 from slowfast_kernels.ops.lateral_fusion.reference import KINDS
 from slowfast_kernels.precision import fp32_precision

@@ -15,7 +15,7 @@ from ops.parity import GPU_PROVIDERS, ORDERS, bits, check, expected_of, far_apar
 from ops.test_roi_align3d import BAD, COORDINATES, autograd_of_reference, by_keyword, calls
 from slowfast_kernels import ops, use_backend
 from slowfast_kernels.ops._cases import Draw, cases_of
-from slowfast_kernels.ops._registration import pixel_rows
+from slowfast_kernels.ops._memory import pixel_rows
 from slowfast_kernels.ops.roi_align3d.cases import ODD, SCALE, boxes, rows, tubes, volumes
 from slowfast_kernels.testing import (
     assert_close,

@@ -22,7 +22,8 @@ from ops.parity import (
 from ops.test_roi_head_pool import COORDINATES, calls, composed
 from slowfast_kernels import ops
 from slowfast_kernels.ops._cases import Draw, cases_of
-from slowfast_kernels.ops._registration import OPS, pixel_rows
+from slowfast_kernels.ops._memory import pixel_rows
+from slowfast_kernels.ops._registration import OPS
 from slowfast_kernels.ops.roi_align3d.cases import ODD, SCALE, boxes, rows
 from slowfast_kernels.testing import assert_gradient, to_float64
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from .._registration import channels_last, define_native, empty_channels_last
+from .._memory import channels_last, empty_channels_last
+from .._registration import define_native
 from ..conv_bn_act3d import cpu as conv
 
 define_native(

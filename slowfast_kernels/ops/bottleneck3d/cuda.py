@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 
 from ... import autotune
-from .._registration import channels_last, define_native, empty_channels_last
+from .._memory import channels_last, empty_channels_last, pixel_pitch
+from .._registration import define_native
 from .cpu import output_shape
 from .cuda_pack import NARROW, WIDE, Packed, pack
 from .cuda_tiles import (
@@ -47,12 +48,8 @@ TUNER = autotune.Tuner("bottleneck3d", cuda=("bottleneck",))
 
 def _takes(x: torch.Tensor) -> bool:
     """Whether the kernels read this memory: pixels that follow one another, channels at 16-byte boundaries."""
-    n, c, t, h, w = x.shape
-    if x.stride(1) != 1 or x.data_ptr() % 16:
-        return False
-    steps = [(x.stride(d), f) for d, f in ((4, 1), (3, w), (2, h * w), (0, t * h * w)) if x.shape[d] > 1]
-    pitch = steps[0][0] // steps[0][1] if steps else c
-    return pitch >= c and pitch % 8 == 0 and all(s == pitch * f for s, f in steps)
+    pitch = pixel_pitch(x)
+    return pitch is not None and pitch % 8 == 0 and x.data_ptr() % 16 == 0
 
 
 def run_packed(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ...backends import Provider, lazy
-from .._registration import empty_channels_last, register
+from .._memory import empty_channels_last
+from .._registration import register
 from . import cpu
 from .reference import bottleneck3d_reference
 

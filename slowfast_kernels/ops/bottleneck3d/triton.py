@@ -16,7 +16,7 @@ import triton.language as tl
 from ... import autotune, backends
 from ..._triton import tiles
 from ..._triton.launch import cdiv, launch, next_power_of_2
-from .._registration import channels_last, empty_channels_last
+from .._memory import channels_last, empty_channels_last, pixel_pitch, pixel_rows
 from ..conv_bn_act3d import triton as conv
 from .cpu import output_shape
 
@@ -206,8 +206,8 @@ def run_tail(
     """conv_b, conv_c and the shortcut in one kernel; ``inner`` is conv_a's result, ``x`` the block's input."""
     n, channels, frames, height, width = inner.shape
     shortcut = packed.c.weight2 is not None
-    (inner, inner_pitch), (x, x_pitch) = conv.pixels_in_row(inner), conv.pixels_in_row(x)
-    out_pitch = conv.pixel_pitch(out)
+    (inner, inner_pitch), (x, x_pitch) = pixel_rows(inner), pixel_rows(x)
+    out_pitch = pixel_pitch(out)
     if out_pitch is None:
         raise ValueError(
             f"out: expected pixels that follow one another in memory, got strides {out.stride()}"
@@ -261,7 +261,7 @@ def run_packed(
             used by wide blocks. Allocated where None.
     config: tiles; by default the chosen ones.
     """
-    if conv.pixel_pitch(x) is None:
+    if pixel_pitch(x) is None:
         x = channels_last(x)
     cmid, kt = packed.a.weight.shape[0], packed.a.kernel[0]
     if inner is None:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from .._registration import channels_last, define_native, empty_channels_last, float32
+from .._memory import channels_last, empty_channels_last
+from .._registration import define_native, float32
 
 define_native(
     "_conv_pack_cpu(Tensor weight, Tensor? scale, Tensor? weight2, Tensor? scale2, bool bf16) -> Tensor"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from ...backends import Provider, lazy
-from .._registration import empty_channels_last, register
+from .._memory import empty_channels_last
+from .._registration import register
 from . import cpu
 from .cpu import output_shape
 from .reference import conv_bn_act3d_reference

@@ -18,7 +18,8 @@ import triton.language as tl
 from ... import autotune, backends, precision
 from ..._triton import tiles
 from ..._triton.launch import cdiv, launch, next_power_of_2
-from .._registration import channels_last, empty_channels_last, float32
+from .._memory import adjacent_channels, empty_channels_last, pixel_pitch, pixel_rows
+from .._registration import float32
 from .cpu import output_shape
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -223,33 +224,6 @@ def is_wide(*tensors: torch.Tensor | None) -> bool:
     )
 
 
-def pixel_pitch(x: torch.Tensor) -> int | None:
-    """Elements from one pixel to the next if the pixels of ``x`` follow one another in memory, else None.
-
-    Channels must be adjacent. True for channels_last_3d tensors and for channel slices of them.
-    """
-    n, c, t, h, w = x.shape
-    if c > 1 and x.stride(1) != 1:
-        return None
-    # axes of extent 1 have no stride of their own
-    pitch = next(
-        (x.stride(d) // f for d, f in ((4, 1), (3, w), (2, h * w), (0, t * h * w)) if x.shape[d] > 1), c
-    )
-    steps = ((4, 1), (3, w), (2, h * w), (0, t * h * w))
-    return pitch if all(x.stride(d) == pitch * f for d, f in steps if x.shape[d] > 1) else None
-
-
-def pixels_in_row(x: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """``x``, or a copy in channels_last_3d memory, and its pixel pitch."""
-    pitch = pixel_pitch(x)
-    return (channels_last(x), x.shape[1]) if pitch is None else (x, pitch)
-
-
-def adjacent_channels(x: torch.Tensor) -> torch.Tensor:
-    """``x``, or a copy of it whose channels are adjacent in memory."""
-    return x if x.stride(1) == 1 or x.shape[1] == 1 else channels_last(x)
-
-
 def empty_like_view(x: torch.Tensor) -> torch.Tensor:
     """Uninitialised memory with the shape and the strides of a channel slice."""
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
@@ -410,7 +384,7 @@ def run_packed(
         )
     residual_pitch = 0
     if residual is not None:
-        residual, residual_pitch = pixels_in_row(residual)
+        residual, residual_pitch = pixel_rows(residual)
     cout, taps = out.shape[1], math.prod(packed.kernel)
     pixels = out.shape[0] * math.prod(out.shape[2:])
     sc = x.stride(1) if x.shape[1] > 1 else 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .._registration import channels_last, empty_channels_last
+from .._memory import channels_last, empty_channels_last
 from ..conv_bn_act3d import cpu as conv
 from .reference import KINDS, time_to_channel
 

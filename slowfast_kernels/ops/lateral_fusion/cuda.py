@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 
 from ... import precision
-from .._registration import define_native, empty_channels_last, float32, pixel_rows
+from .._memory import empty_channels_last, pixel_rows
+from .._registration import define_native, float32
 from ..roi_align3d.cuda import DTYPES
 from .cpu import lateral_channels
 from .reference import KINDS

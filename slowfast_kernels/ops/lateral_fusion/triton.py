@@ -12,7 +12,7 @@ import triton.language as tl
 from ... import backends
 from ..._triton import tiles
 from ..._triton.launch import cdiv, launch, next_power_of_2
-from .._registration import empty_channels_last
+from .._memory import empty_channels_last, pixel_pitch, pixel_rows
 from ..conv_bn_act3d import triton as conv
 from .cpu import lateral_channels
 from .reference import KINDS
@@ -50,11 +50,11 @@ def gather(
     """
     n, channels, _, h, w = x.shape
     total, pixels = groups * channels, n * out.shape[2] * h * w
-    x, x_pitch = conv.pixels_in_row(x)
+    x, x_pitch = pixel_rows(x)
     base_pitch = 0
     if base is not None:
-        base, base_pitch = conv.pixels_in_row(base)
-    out_pitch = conv.pixel_pitch(out)
+        base, base_pitch = pixel_rows(base)
+    out_pitch = pixel_pitch(out)
     assert out_pitch is not None
     if pixels * total == 0:
         return

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from .._registration import define_native, empty_channels_last
+from .._memory import empty_channels_last
+from .._registration import define_native
 from .slow_frames import slow_frames
 
 define_native(

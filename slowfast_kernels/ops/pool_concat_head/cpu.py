@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from .._registration import define_native, pixel_rows
+from .._memory import pixel_rows
+from .._registration import define_native
 
 # Scores into out[N, classes], float32. pool_h = pool_w = 0: the whole map. activation: 0 none, 1 softmax,
 # 2 sigmoid, of every window's logits (per_position) or of their mean. workspace: see workspace_size.

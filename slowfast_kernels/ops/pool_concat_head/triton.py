@@ -16,7 +16,7 @@ from ... import autotune, backends
 from ..._triton import tiles
 from ..._triton.launch import cdiv, launch, next_power_of_2
 from ..._triton.tiles import widened
-from .._registration import pixel_rows
+from .._memory import pixel_rows
 from .cpu import ACTIVATIONS, DTYPES
 
 TUNER = autotune.Tuner("pool_concat_head", __file__, tiles.__file__)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import torch
 
-from .._registration import channels_last, define_native, empty_channels_last, pixel_rows
+from .._memory import channels_last, empty_channels_last, pixel_rows
+from .._registration import define_native
 from .boxes import MODES, boxes_float32
 
 define_native(

@@ -19,7 +19,7 @@ from ..._triton import roi, tiles
 from ..._triton.launch import cdiv, launch, next_power_of_2
 from ..._triton.roi import DTYPES, bin_sums, taps_of
 from ..._triton.tiles import narrowed, widened
-from .._registration import channels_last, empty_channels_last, pixel_rows
+from .._memory import channels_last, empty_channels_last, pixel_rows
 from .boxes import MODES
 
 TUNER = autotune.Tuner("roi_align3d", __file__, roi.__file__, tiles.__file__)

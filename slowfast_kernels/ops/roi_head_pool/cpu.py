@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from .._registration import channels_last, define_native, empty_channels_last
+from .._memory import channels_last, empty_channels_last
+from .._registration import define_native
 from ..roi_align3d.boxes import boxes_float32
 from ..roi_align3d.cpu import DTYPES
 

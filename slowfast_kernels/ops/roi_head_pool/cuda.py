@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import torch
 
-from .._registration import define_native, empty_channels_last, pixel_rows
+from .._memory import empty_channels_last, pixel_rows
+from .._registration import define_native
 from ..roi_align3d.boxes import boxes_float32
 from ..roi_align3d.cuda import DTYPES
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from ...backends import Provider, lazy
-from .._registration import Gradient, empty_channels_last, register
+from .._memory import empty_channels_last
+from .._registration import Gradient, register
 from . import cpu
 from .reference import roi_head_pool_bwd_reference, roi_head_pool_reference
 

@@ -18,7 +18,7 @@ from ..._triton import roi, tiles
 from ..._triton.launch import cdiv, launch, next_power_of_2
 from ..._triton.roi import DTYPES, bin_sums, taps_of
 from ..._triton.tiles import narrowed, widened
-from .._registration import empty_channels_last, pixel_rows
+from .._memory import empty_channels_last, pixel_rows
 
 TUNER = autotune.Tuner("roi_head_pool", __file__, roi.__file__, tiles.__file__)
 LOWEST = tl.constexpr(-(2**31))

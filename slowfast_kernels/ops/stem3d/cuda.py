@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from ... import autotune
-from .._registration import define_native, empty_channels_last
+from .._memory import empty_channels_last
+from .._registration import define_native
 from .cpu import output_shape
 
 define_native(

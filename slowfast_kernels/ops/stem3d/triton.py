@@ -16,7 +16,7 @@ import triton.language as tl
 from ... import autotune, backends
 from ..._triton import tiles
 from ..._triton.launch import cdiv, launch, next_power_of_2
-from .._registration import empty_channels_last
+from .._memory import empty_channels_last, pixel_pitch
 from ..conv_bn_act3d import triton as conv
 from .cpu import output_shape
 
@@ -153,7 +153,7 @@ def max_pool(x: torch.Tensor, out: torch.Tensor) -> None:
     """1x3x3 maxima of ``x`` with stride 2 and padding 1 into ``out``; both channels_last_3d or channel slices."""
     n, channels, frames, height, width = x.shape
     pixels = out.shape[0] * math.prod(out.shape[2:])
-    x_pitch, out_pitch = conv.pixel_pitch(x), conv.pixel_pitch(out)
+    x_pitch, out_pitch = pixel_pitch(x), pixel_pitch(out)
     assert x_pitch is not None and out_pitch is not None
     if pixels * channels == 0:
         return
@@ -223,7 +223,7 @@ def _run_fused(
     x: torch.Tensor, packed: conv.Packed, shift: torch.Tensor | None, out: torch.Tensor,
     stride: tuple[int, int, int], relu: bool, full: list[int], config: Tiles,
 ) -> None:  # fmt: skip
-    out_pitch = conv.pixel_pitch(out)
+    out_pitch = pixel_pitch(out)
     if out_pitch is None:
         raise ValueError(
             f"out: expected pixels that follow one another in memory, got strides {out.stride()}"
