@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from slowfast_kernels.models.config import STAGES, ModelConfig, PathwayConfig
 from slowfast_kernels.nn import BasicBlock, Bottleneck, Head, Lateral, RoIHead, Stage, Stem
+from slowfast_kernels.ops._checks import type_name
 
 Clips = Tensor | Sequence[Tensor]
 
@@ -100,8 +101,9 @@ def check_clips(config: ModelConfig, clips: Clips) -> dict[str, Tensor]:
     tensors: list[Any] = list(clips) if isinstance(clips, list | tuple) else [clips]
     for clip in tensors:
         if not isinstance(clip, Tensor):
-            kind = f"{type(clip).__module__}.{type(clip).__qualname__}".removeprefix("builtins.")
-            raise TypeError(f"{model}: expected tensors [N, C, T, H, W] ({', '.join(names)}), got {kind}")
+            raise TypeError(
+                f"{model}: expected tensors [N, C, T, H, W] ({', '.join(names)}), got {type_name(clip)}"
+            )
     if len(tensors) != len(names):
         raise ValueError(f"{model}: expected {len(names)} clip(s) ({', '.join(names)}), got {len(tensors)}")
     for name, clip in zip(names, tensors, strict=True):
