@@ -1,3 +1,5 @@
+// Stacks with a guard page, and the switch from one to another.
+
 #include "emulator/fiber.h"
 
 #include <sys/mman.h>

@@ -1,3 +1,5 @@
+// Requests of a warp, gathered line by line; see profile.h.
+
 #include "emulator/profile.h"
 
 #include <algorithm>

@@ -1,3 +1,5 @@
+// Loops that do nothing but keep one unit of the processor busy.
+
 #include "probe/kernels.h"
 
 #include <cstring>
