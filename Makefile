@@ -12,7 +12,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py
 # Compiles into slowfast_kernels/_lib and shows every file that is done.
 BUILD := NINJA_STATUS='[%f of %t, %es] ' $(PY) setup.py -q build_ext --inplace
-CXX_FILES := 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu' 'tests/*.cu' 'tests/*.cpp'
+CXX_FILES := 'csrc/*.h' 'csrc/*.inc' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu' 'tests/*.cu' 'tests/*.cpp'
 
 .PHONY: demo test bench docs lint format sanitize build wheel clean hello
 

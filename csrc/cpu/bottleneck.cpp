@@ -8,7 +8,7 @@ namespace slowfast {
 void block_run_cpu(Tensor x, Tensor packed_a, Tensor shift_a, Tensor packed_b, Tensor shift_b,
                    Tensor packed_c, Tensor shift_c, int64_t kernel_t, int64_t stride, int64_t dilation,
                    bool shortcut, Tensor out) {
-    BlockArgs a{};
+    BlockParams a{};
     a.dtype = dtype_of(x, "x");
     STD_TORCH_CHECK(a.dtype != DType::f16 && dtype_of(out, "out") == a.dtype,
                     "expected x and out both float32 or both bfloat16");

@@ -160,7 +160,7 @@ void conv_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, std::opt
                   Ints stride2, bool relu, Tensor out) {
     STD_TORCH_CHECK(kernel.size() == 3 && stride.size() == 3 && padding.size() == 3 && dilation.size() == 3,
                     "expected three values each for kernel, stride, padding and dilation");
-    ConvArgs a{};
+    ConvParams a{};
     a.dtype = dtype_of(x, "x");
     STD_TORCH_CHECK(a.dtype != DType::f16, "x: expected float32 or bfloat16");
     STD_TORCH_CHECK(dtype_of(out, "out") == a.dtype, "out: expected the dtype of x");

@@ -26,8 +26,8 @@ void activate(float* x, int64_t n, Activation activation) {
     for (int64_t i = 0; i < n; ++i) x[i] = static_cast<float>(x[i] / total);
 }
 
-HeadPoolArgs pool_args(const Tensor& x, int64_t pool_h, int64_t pool_w, bool merge, const char* what) {
-    HeadPoolArgs a{};
+HeadPoolParams pool_args(const Tensor& x, int64_t pool_h, int64_t pool_w, bool merge, const char* what) {
+    HeadPoolParams a{};
     a.dtype = dtype_of(x, what);
     a.pixel = pixel_stride(x, what);
     a.x = data_of(x);
@@ -44,7 +44,7 @@ HeadPoolArgs pool_args(const Tensor& x, int64_t pool_h, int64_t pool_w, bool mer
     return a;
 }
 
-int64_t positions_of(const HeadPoolArgs& a) {
+int64_t positions_of(const HeadPoolParams& a) {
     return (a.h - a.window_h + 1) * (a.w - a.window_w + 1);
 }
 
@@ -63,7 +63,7 @@ void pool_head_run_cpu(Tensor slow, std::optional<Tensor> fast, Tensor weight, s
     // Averaging over the positions commutes with the linear map (except that an infinite weight may give an
     // infinity for a NaN), so only an activation in between needs them all.
     const bool merge = positions == 1 || !per_position || act == Activation::none;
-    HeadPoolArgs paths[2] = {pool_args(slow, pool_h, pool_w, merge, "slow"), {}};
+    HeadPoolParams paths[2] = {pool_args(slow, pool_h, pool_w, merge, "slow"), {}};
     int count = 1;
     if (fast) {
         paths[1] = pool_args(*fast, pool_h, pool_w, merge, "fast");
@@ -75,7 +75,7 @@ void pool_head_run_cpu(Tensor slow, std::optional<Tensor> fast, Tensor weight, s
     }
     const int64_t channels = paths[0].channels + (count == 2 ? paths[1].channels : 0);
 
-    HeadLinearArgs l{};
+    HeadLinearParams l{};
     l.dtype = dtype_of(weight, "weight");
     STD_TORCH_CHECK(
         weight.dim() == 2 && weight.size(1) == channels && (channels <= 1 || weight.stride(1) == 1),
@@ -113,7 +113,7 @@ void pool_head_run_cpu(Tensor slow, std::optional<Tensor> fast, Tensor weight, s
     const KernelTable& k = kernels();
     for_each_item(n * (blocks[0] + blocks[1]), [&](int64_t item) {
         const int64_t clip = item / (blocks[0] + blocks[1]), b = item % (blocks[0] + blocks[1]);
-        const HeadPoolArgs& p = paths[b < blocks[0] ? 0 : 1];
+        const HeadPoolParams& p = paths[b < blocks[0] ? 0 : 1];
         const int64_t c0 = (b < blocks[0] ? b : b - blocks[0]) * kChannelBlock;
         const int64_t c1 = c0 + kChannelBlock < p.channels ? c0 + kChannelBlock : p.channels;
         k.head_pool_item(p, clip, c0, c1, thread_scratch(scratch));

@@ -1,3 +1,5 @@
+// Which instruction sets this processor and this build have, and the one in use.
+
 #include "cpu/isa.h"
 
 #include <atomic>

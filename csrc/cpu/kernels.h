@@ -22,7 +22,7 @@ struct ConvSource {
 constexpr int kTableSlack = 8;
 
 // out = [relu](sum over sources of conv(source) + shift + residual); one or two sources.
-struct ConvArgs {
+struct ConvParams {
     DType dtype;
     ConvSource source[2];
     int sources;
@@ -40,7 +40,7 @@ struct ConvArgs {
 
 // A residual block: conv_a (k x 1 x 1) -> conv_b (1 x 3 x 3, stride, dilation) -> conv_c (1 x 1 x 1), plus
 // the identity or a strided 1 x 1 x 1 shortcut packed as a second source of conv_c.
-struct BlockArgs {
+struct BlockParams {
     DType dtype;
     const char* x;
     int64_t x_stride[4];  // n, t, h, w in bytes
@@ -56,7 +56,7 @@ struct BlockArgs {
 };
 
 // 3x1x1 (F(4, 3) along time) or 1x3x3 (F(4x4, 3x3)) convolution, stride 1, "same" padding, float32.
-struct WinogradArgs {
+struct WinogradParams {
     bool spatial;
     const char* x;
     int64_t x_stride[4];  // n, t, h, w in bytes
@@ -73,7 +73,7 @@ struct WinogradArgs {
 };
 
 // Lateral convolution of k = 2 alpha - 1 frames with stride alpha, float32, in polyphase form.
-struct LateralArgs {
+struct LateralParams {
     const char* x;
     int64_t stride_n, stride_t, stride_w;  // bytes; a frame's pixels are a run at stride_w
     int64_t cin, cout, alpha, t_out;
@@ -90,7 +90,7 @@ struct LateralUnit {
 };
 
 // Convolution with few input channels (a video's 3) over a padded copy of the input, then ReLU and max-pool.
-struct StemArgs {
+struct StemParams {
     DType dtype;
     const char* padded;  // [n][t][hp][wp][cin], zero borders in h and w
     int64_t n, t, hp, wp, cin;
@@ -105,7 +105,7 @@ struct StemArgs {
     int64_t ho, wo;
 };
 
-struct PadArgs {
+struct PadParams {
     DType from, to;
     const char* x;
     int64_t x_stride[5];  // n, c, t, h, w in bytes
@@ -118,7 +118,7 @@ enum class FastInput : int { rgb = 0, gray = 1, time_diff = 2 };
 
 // frames [n][t][h][w][3] uint8 -> normalised channels-last clips, slow [n][slow_t][h][w][3] and
 // fast [n][t][h][w][3 or 1].
-struct PackArgs {
+struct PackParams {
     DType dtype;
     FastInput fast_input;
     const uint8_t* frames;
@@ -133,7 +133,7 @@ struct PackArgs {
 };
 
 // Average of a channels-last map over all frames and a window_h x window_w window that slides over it.
-struct HeadPoolArgs {
+struct HeadPoolParams {
     DType dtype;
     const char* x;
     int64_t pixel;  // bytes per pixel
@@ -145,7 +145,7 @@ struct HeadPoolArgs {
 };
 
 // out[rows][classes] = x[rows][channels] times weight[classes][channels], plus bias.
-struct HeadLinearArgs {
+struct HeadLinearParams {
     DType dtype;  // of the weight
     const float* x;
     const char* weight;
@@ -155,47 +155,13 @@ struct HeadLinearArgs {
     float* out;
 };
 
-struct RoiAlignArgs;  // roi.h
-struct RoiHeadArgs;
+struct RoiAlignParams;  // roi.h
+struct RoiHeadParams;
 
 struct KernelTable {
     const char* name;
-    // Convolution over rows [m0, m1) of output pixels and panels [p0, p1).
-    void (*conv_item)(const ConvArgs&, int64_t m0, int64_t m1, int64_t p0, int64_t p1, char* scratch);
-    // Residual block over output rows [h0, h1) of frame (n, t).
-    void (*block_item)(const BlockArgs&, int64_t n, int64_t t, int64_t h0, int64_t h1, char* scratch);
-    int64_t (*block_scratch)(const BlockArgs&);
-    // Stem over output rows [h0, h1) of frame (n, t).
-    void (*stem_item)(const StemArgs&, int64_t n, int64_t t, int64_t h0, int64_t h1, char* scratch);
-    int64_t (*stem_scratch)(const StemArgs&);
-    void (*pad_item)(const PadArgs&, int64_t n, int64_t t);
-    // The same with pixels as lanes, for few channels: wp is the
-    // length of the even and of the odd columns' line.
-    void (*stem_planar_item)(const StemArgs&, int64_t n, int64_t t, int64_t h0, int64_t h1, char* scratch);
-    int64_t (*stem_planar_scratch)(const StemArgs&);
-    void (*stem_planar_layout)(const PadArgs&, int64_t n, int64_t t);
-    // Transform of rows [r0, r1) of tiles; then their sums for one panel and the way back.
-    void (*winograd_input_item)(const WinogradArgs&, int64_t r0, int64_t r1);
-    void (*winograd_gemm_item)(const WinogradArgs&, int64_t r0, int64_t r1, int64_t panel, char* scratch);
-    // Rows [h0, h1) of frame (n, t).
-    void (*pack_item)(const PackArgs&, int64_t n, int64_t t, int64_t h0, int64_t h1);
-    // Channels [c0, c1) of clip n; scratch holds a row of the map of so many channels in float.
-    void (*head_pool_item)(const HeadPoolArgs&, int64_t n, int64_t c0, int64_t c1, char* scratch);
-    // Rows [r0, r1) and classes [j0, j1).
-    void (*head_linear_item)(const HeadLinearArgs&, int64_t r0, int64_t r1, int64_t j0, int64_t j1);
-    // RoIAlign of bins (roi, time bin) for channels [c0, c1); its gradient for rows [y0, y1) of one frame and
-    // the slice of channels from c on. The head's: cells [cell0, cell1) reduced over time, boxes
-    // order[i0..i1) maximised.
-    void (*roi_align_item)(const RoiAlignArgs&, int64_t roi, int64_t frame, int64_t c0, int64_t c1);
-    void (*roi_align_bwd_item)(const RoiAlignArgs&, int64_t clip, int64_t frame, int64_t c, int64_t y0,
-                               int64_t y1, char* scratch);
-    void (*roi_reduce_item)(const RoiHeadArgs&, int pathway, int64_t cell0, int64_t cell1, char* scratch);
-    void (*roi_max_item)(const RoiHeadArgs&, int pathway, int64_t slice, int64_t i0, int64_t i1);
-    void (*roi_scatter_item)(const RoiHeadArgs&, int64_t slice);
-    void (*roi_spread_item)(const RoiHeadArgs&, int64_t cell0, int64_t cell1);
-    // One unit of a lateral convolution, fetching what `next` (or null) reads.
-    void (*lateral_unit)(const LateralArgs&, const LateralUnit&, const LateralUnit* next, char* scratch);
-    int64_t (*lateral_scratch)(const LateralArgs&, int64_t rows);
+#define SLOWFAST_KERNEL(result, name, arguments) result(*name) arguments;
+#include "cpu/kernels.inc"
 };
 
 const KernelTable& kernels();  // of the instruction set in use

@@ -19,7 +19,7 @@ void lateral_run_cpu(Tensor x, Tensor packed_sum, Tensor packed_first, Tensor pa
     STD_TORCH_CHECK(dtype_of(x, "x") == DType::f32 && dtype_of(out, "out") == DType::f32,
                     "polyphase lateral convolution: expected float32");
     STD_TORCH_CHECK(alpha >= 2 && alpha <= 64, "alpha: expected 2 to 64, got ", alpha);
-    LateralArgs a{};
+    LateralParams a{};
     a.cin = x.size(1);
     a.cout = out.size(1);
     a.t_out = out.size(2);

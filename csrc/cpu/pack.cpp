@@ -35,7 +35,7 @@ void pack_run_cpu(Tensor frames, Tensor slow_index, std::vector<double> mean, st
     STD_TORCH_CHECK(
         slow_index.dim() == 1 && slow_index.scalar_type() == ScalarType::Long && slow_index.is_contiguous(),
         "slow_index: expected contiguous int64 [S]");
-    PackArgs a{};
+    PackParams a{};
     a.dtype = dtype_of(fast, "fast");
     a.fast_input = static_cast<FastInput>(fast_input);
     a.frames = reinterpret_cast<const uint8_t*>(data_of(frames));

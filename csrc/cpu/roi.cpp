@@ -111,7 +111,7 @@ class Boxes {
 };
 
 // x: the maps, y: [K, C, T', h, w].
-Boxes fill(RoiAlignArgs& a, const Tensor& x, const Tensor& rois, const Sampling& s, int64_t mode,
+Boxes fill(RoiAlignParams& a, const Tensor& x, const Tensor& rois, const Sampling& s, int64_t mode,
            const Tensor& y) {
     STD_TORCH_CHECK(x.dim() == 5 && y.dim() == 5, "expected maps and bins of 5 dimensions");
     STD_TORCH_CHECK(mode >= 0 && mode <= 2, "mode: expected 0 (frame), 1 (tube) or 2 (volume), got ", mode);
@@ -155,7 +155,7 @@ int64_t threads() {
 
 void roi_align_cpu(Tensor x, Tensor rois, double spatial_scale, double temporal_scale, int64_t sampling_ratio,
                    bool aligned, int64_t mode, Tensor out) {
-    RoiAlignArgs a{};
+    RoiAlignParams a{};
     const Sampling s = sampling_of(spatial_scale, temporal_scale, sampling_ratio, aligned);
     const Boxes boxes = fill(a, x, rois, s, mode, out);
     if (out.numel() == 0) return;
@@ -175,7 +175,7 @@ void roi_align_cpu(Tensor x, Tensor rois, double spatial_scale, double temporal_
 
 void roi_align_bwd_cpu(Tensor grad, Tensor rois, double spatial_scale, double temporal_scale,
                        int64_t sampling_ratio, bool aligned, int64_t mode, Tensor x) {
-    RoiAlignArgs a{};
+    RoiAlignParams a{};
     const Sampling s = sampling_of(spatial_scale, temporal_scale, sampling_ratio, aligned);
     const Boxes boxes = fill(a, x, rois, s, mode, grad);
     if (x.numel() == 0) return;
@@ -214,7 +214,7 @@ char* map_scratch(int64_t bytes) {
     return scratch.get(bytes);
 }
 
-int64_t map_floats(const RoiHeadArgs& a, const RoiPathway& p) {
+int64_t map_floats(const RoiHeadParams& a, const RoiPathway& p) {
     return ceil_div(p.channels, kRoiSlice) * a.h * a.w * kRoiSlice;
 }
 
@@ -224,7 +224,7 @@ int64_t cells_per_item(const RoiPathway& p) {
     return cells < 1 ? 1 : cells;
 }
 
-void add_pathway(RoiHeadArgs& a, int i, const Tensor& x, int64_t offset) {
+void add_pathway(RoiHeadParams& a, int i, const Tensor& x, int64_t offset) {
     RoiPathway& p = a.path[i];
     STD_TORCH_CHECK(x.dim() == 5 && dtype_of(x, "x") == a.dtype, "expected 5-D pathways of one type");
     STD_TORCH_CHECK(x.size(3) == a.h && x.size(4) == a.w && x.size(2) >= 1 && x.size(1) >= 1,
@@ -238,7 +238,7 @@ void add_pathway(RoiHeadArgs& a, int i, const Tensor& x, int64_t offset) {
     p.offset = offset;
 }
 
-void check_bins(const RoiHeadArgs& a, const Ints& size) {
+void check_bins(const RoiHeadParams& a, const Ints& size) {
     STD_TORCH_CHECK(size.size() == 2 && size[0] >= 1 && size[1] >= 1 && size[0] <= 4096 && size[1] <= 4096,
                     "output_size: expected two values of 1 to 4096");
 }
@@ -248,7 +248,7 @@ void check_bins(const RoiHeadArgs& a, const Ints& size) {
 void roi_head_cpu(Tensor slow, std::optional<Tensor> fast, Tensor rois, Ints output_size,
                   double spatial_scale, int64_t sampling_ratio, bool aligned, bool max, Tensor out,
                   Tensor arg) {
-    RoiHeadArgs a{};
+    RoiHeadParams a{};
     check_bins(a, output_size);
     a.dtype = dtype_of(slow, "slow");
     a.bh = output_size[0];
@@ -351,7 +351,7 @@ void roi_head_cpu(Tensor slow, std::optional<Tensor> fast, Tensor rois, Ints out
 
 void roi_head_bwd_cpu(Tensor grad, Tensor arg, Tensor rois, std::optional<Tensor> x_forward, Ints output_size,
                       double spatial_scale, int64_t sampling_ratio, bool aligned, bool max, Tensor x) {
-    RoiHeadArgs a{};
+    RoiHeadParams a{};
     check_bins(a, output_size);
     a.dtype = dtype_of(x, "x");
     a.bh = output_size[0];

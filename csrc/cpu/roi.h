@@ -23,7 +23,7 @@ struct RoiTaps {
     int64_t bins;
 };
 
-struct RoiAlignArgs {
+struct RoiAlignParams {
     DType dtype;
     char* x;              // the maps; written by the backward
     int64_t x_stride[4];  // n, t, h, w in bytes
@@ -51,7 +51,7 @@ struct RoiPathway {
 };
 
 // One clip of roi_head_pool.
-struct RoiHeadArgs {
+struct RoiHeadParams {
     DType dtype;
     RoiPathway path[2];
     int64_t h, w, bh, bw;

@@ -10,7 +10,7 @@ void stem_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, Ints ker
     STD_TORCH_CHECK(x.dim() == 5 && out.dim() == 5, "x, out: expected 5 dimensions (N, C, T, H, W)");
     STD_TORCH_CHECK(kernel.size() == 3 && stride.size() == 3,
                     "expected three values each for kernel and stride");
-    StemArgs a{};
+    StemParams a{};
     a.dtype = dtype_of(out, "out");
     const DType from = dtype_of(x, "x");
     STD_TORCH_CHECK(a.dtype != DType::f16 && from != DType::f16, "x, out: expected float32 or bfloat16");
@@ -61,7 +61,7 @@ void stem_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, Ints ker
     a.out = data_of(out);
     a.out_stride = pixel_stride(out, "out");
 
-    PadArgs p{};
+    PadParams p{};
     p.from = from;
     p.to = a.dtype;
     p.x = data_of(x);

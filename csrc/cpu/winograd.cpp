@@ -7,7 +7,7 @@ namespace slowfast {
 
 void winograd_run_cpu(Tensor x, Tensor packed, std::optional<Tensor> shift, std::optional<Tensor> residual,
                       bool spatial, bool relu, Tensor workspace, Tensor out) {
-    WinogradArgs a{};
+    WinogradParams a{};
     STD_TORCH_CHECK(dtype_of(x, "x") == DType::f32 && dtype_of(out, "out") == DType::f32,
                     "Winograd convolution: expected float32");
     a.spatial = spatial;

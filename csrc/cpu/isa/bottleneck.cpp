@@ -20,7 +20,7 @@ struct Shape {
 };
 
 template <class T>
-Shape scratch_shape(const BlockArgs& a) {
+Shape scratch_shape(const BlockParams& a) {
     Shape s;
     s.pixel = a.cmid * static_cast<int64_t>(sizeof(T));
     s.ring_rows = 2 * a.dilation + 1;
@@ -50,7 +50,7 @@ void all_panels(const Run<StridedRows>& run, const Run<StridedRows>* second, int
 }
 
 template <class T>
-void block_item_typed(const BlockArgs& a, int64_t n, int64_t t, int64_t h0, int64_t h1, char* scratch) {
+void block_item_typed(const BlockParams& a, int64_t n, int64_t t, int64_t h0, int64_t h1, char* scratch) {
     const Shape s = scratch_shape<T>(a);
     char* ring = scratch;
     char* line = scratch + s.ring_rows * s.ring_row_bytes;
@@ -125,16 +125,15 @@ void block_item_typed(const BlockArgs& a, int64_t n, int64_t t, int64_t h0, int6
 
 }  // namespace
 
-int64_t block_scratch(const BlockArgs& a) {
-    const Shape s = a.dtype == DType::bf16 ? scratch_shape<bf16>(a) : scratch_shape<float>(a);
+int64_t block_scratch(const BlockParams& a) {
+    const Shape s =
+        with_dtype<bf16, float>(a.dtype, [&](auto zero) { return scratch_shape<decltype(zero)>(a); });
     return s.ring_rows * s.ring_row_bytes + s.line_bytes;
 }
 
-void block_item(const BlockArgs& a, int64_t n, int64_t t, int64_t h0, int64_t h1, char* scratch) {
-    if (a.dtype == DType::bf16)
-        block_item_typed<bf16>(a, n, t, h0, h1, scratch);
-    else
-        block_item_typed<float>(a, n, t, h0, h1, scratch);
+void block_item(const BlockParams& a, int64_t n, int64_t t, int64_t h0, int64_t h1, char* scratch) {
+    with_dtype<bf16, float>(a.dtype,
+                            [&](auto zero) { block_item_typed<decltype(zero)>(a, n, t, h0, h1, scratch); });
 }
 
 }  // namespace slowfast::SLOWFAST_ISA

@@ -11,7 +11,7 @@ namespace {
 constexpr int64_t kStepsPerPass = 1024;
 
 // Address of the input pixel under every (tap, output pixel), `zeros` outside the input.
-void fill_table(const ConvArgs& a, const ConvSource& s, int64_t m0, int64_t m1, const char** table) {
+void fill_table(const ConvParams& a, const ConvSource& s, int64_t m0, int64_t m1, const char** table) {
     const int64_t rows = m1 - m0;
     int64_t w0 = m0 % a.w, rest = m0 / a.w;
     int64_t h0 = rest % a.h;
@@ -57,7 +57,7 @@ bool is_pointwise(const ConvSource& s) {
 }
 
 template <class T>
-void run_panel(const ConvArgs& a, const TableRows* rows, const bool* pointwise, int64_t m0, int64_t m1,
+void run_panel(const ConvParams& a, const TableRows* rows, const bool* pointwise, int64_t m0, int64_t m1,
                int64_t panel, const char* b, float* partial) {
     const PanelShape p = panel_shape(a.channels, panel);
     const int64_t c0 = panel * kPanelChannels;
@@ -107,7 +107,7 @@ void run_panel(const ConvArgs& a, const TableRows* rows, const bool* pointwise, 
     }
 }
 
-int64_t panel_bytes(const ConvArgs& a, const PanelShape& p, int bytes) {
+int64_t panel_bytes(const ConvParams& a, const PanelShape& p, int bytes) {
     int64_t total = 0;
     for (int s = 0; s < a.sources; ++s) {
         const ConvSource& src = a.source[s];
@@ -117,7 +117,7 @@ int64_t panel_bytes(const ConvArgs& a, const PanelShape& p, int bytes) {
 }
 
 template <class T>
-void conv_item_typed(const ConvArgs& a, int64_t m0, int64_t m1, int64_t p0, int64_t p1, char* scratch) {
+void conv_item_typed(const ConvParams& a, int64_t m0, int64_t m1, int64_t p0, int64_t p1, char* scratch) {
     const int64_t rows = m1 - m0;
     float* partial = reinterpret_cast<float*>(scratch);
     const char** table = reinterpret_cast<const char**>(scratch + rows * kPanelChannels * sizeof(float));
@@ -139,11 +139,9 @@ void conv_item_typed(const ConvArgs& a, int64_t m0, int64_t m1, int64_t p0, int6
 
 }  // namespace
 
-void conv_item(const ConvArgs& a, int64_t m0, int64_t m1, int64_t p0, int64_t p1, char* scratch) {
-    if (a.dtype == DType::bf16)
-        conv_item_typed<bf16>(a, m0, m1, p0, p1, scratch);
-    else
-        conv_item_typed<float>(a, m0, m1, p0, p1, scratch);
+void conv_item(const ConvParams& a, int64_t m0, int64_t m1, int64_t p0, int64_t p1, char* scratch) {
+    with_dtype<bf16, float>(a.dtype,
+                            [&](auto zero) { conv_item_typed<decltype(zero)>(a, m0, m1, p0, p1, scratch); });
 }
 
 }  // namespace slowfast::SLOWFAST_ISA

@@ -1,32 +1,29 @@
-// The kernels of one instruction set, by name; table.cpp puts them into its KernelTable.
+// What the files of one instruction set's kernels share: the kernels by name, and a kernel's element type.
 #pragma once
 
+#include "cpu/isa/vec.h"
 #include "cpu/kernels.h"
 
 namespace slowfast::SLOWFAST_ISA {
 
-void conv_item(const ConvArgs&, int64_t m0, int64_t m1, int64_t p0, int64_t p1, char* scratch);
-void block_item(const BlockArgs&, int64_t n, int64_t t, int64_t h0, int64_t h1, char* scratch);
-int64_t block_scratch(const BlockArgs&);
-void stem_item(const StemArgs&, int64_t n, int64_t t, int64_t h0, int64_t h1, char* scratch);
-int64_t stem_scratch(const StemArgs&);
-void pad_item(const PadArgs&, int64_t n, int64_t t);
-void stem_planar_item(const StemArgs&, int64_t n, int64_t t, int64_t h0, int64_t h1, char* scratch);
-int64_t stem_planar_scratch(const StemArgs&);
-void stem_planar_layout(const PadArgs&, int64_t n, int64_t t);
-void winograd_input_item(const WinogradArgs&, int64_t r0, int64_t r1);
-void winograd_gemm_item(const WinogradArgs&, int64_t r0, int64_t r1, int64_t panel, char* scratch);
-void pack_item(const PackArgs&, int64_t n, int64_t t, int64_t h0, int64_t h1);
-void head_pool_item(const HeadPoolArgs&, int64_t n, int64_t c0, int64_t c1, char* scratch);
-void head_linear_item(const HeadLinearArgs&, int64_t r0, int64_t r1, int64_t j0, int64_t j1);
-void roi_align_item(const RoiAlignArgs&, int64_t roi, int64_t frame, int64_t c0, int64_t c1);
-void roi_align_bwd_item(const RoiAlignArgs&, int64_t clip, int64_t frame, int64_t c, int64_t y0, int64_t y1,
-                        char* scratch);
-void roi_reduce_item(const RoiHeadArgs&, int pathway, int64_t cell0, int64_t cell1, char* scratch);
-void roi_max_item(const RoiHeadArgs&, int pathway, int64_t slice, int64_t i0, int64_t i1);
-void roi_scatter_item(const RoiHeadArgs&, int64_t slice);
-void roi_spread_item(const RoiHeadArgs&, int64_t cell0, int64_t cell1);
-void lateral_unit(const LateralArgs&, const LateralUnit&, const LateralUnit* next, char* scratch);
-int64_t lateral_scratch(const LateralArgs&, int64_t rows);
+#define SLOWFAST_KERNEL(result, name, arguments) result name arguments;
+#include "cpu/kernels.inc"
+
+template <class T>
+constexpr DType kDType = DType::f32;
+template <>
+constexpr DType kDType<bf16> = DType::bf16;
+template <>
+constexpr DType kDType<f16> = DType::f16;
+
+// f(T{}), where T is the type of these that dtype names; the last if none of the others.
+template <class T, class... Others, class F>
+inline auto with_dtype(DType dtype, const F& f) {
+    if constexpr (sizeof...(Others) == 0) {
+        return f(T{});
+    } else {
+        return dtype == kDType<T> ? f(T{}) : with_dtype<Others...>(dtype, f);
+    }
+}
 
 }  // namespace slowfast::SLOWFAST_ISA

@@ -9,7 +9,7 @@ namespace {
 
 // Sum over the frames of row h, channels [c0, c1), into sums[w][c1 - c0].
 template <class T>
-void sum_frames(const HeadPoolArgs& a, int64_t n, int64_t h, int64_t c0, int64_t c1, float* sums) {
+void sum_frames(const HeadPoolParams& a, int64_t n, int64_t h, int64_t c0, int64_t c1, float* sums) {
     constexpr int kUnroll = 4;
     const int64_t frame = a.h * a.w * a.pixel, width = c1 - c0;
     for (int64_t w = 0; w < a.w; ++w, sums += width) {
@@ -35,7 +35,7 @@ void sum_frames(const HeadPoolArgs& a, int64_t n, int64_t h, int64_t c0, int64_t
 }
 
 template <class T>
-void pool_channels(const HeadPoolArgs& a, int64_t n, int64_t c0, int64_t c1, float* sums) {
+void pool_channels(const HeadPoolParams& a, int64_t n, int64_t c0, int64_t c1, float* sums) {
     const int64_t rows = a.h - a.window_h + 1, cols = a.w - a.window_w + 1, width = c1 - c0;
     const int64_t positions = a.merge ? 1 : rows * cols;
     float* out = a.out + n * positions * a.out_stride + c0;
@@ -68,7 +68,7 @@ void pool_channels(const HeadPoolArgs& a, int64_t n, int64_t c0, int64_t c1, flo
 
 // out[r][j] for R rows and J classes: dot products along the channels.
 template <class T, int R, int J>
-void dot_tile(const HeadLinearArgs& a, int64_t row, int64_t j0) {
+void dot_tile(const HeadLinearParams& a, int64_t row, int64_t j0) {
     V acc[R][J];
     for (int r = 0; r < R; ++r)
         for (int j = 0; j < J; ++j) acc[r][j] = zero();
@@ -98,40 +98,27 @@ constexpr int kRows = 2, kClasses = 2;  // 16 registers of half a vector
 #endif
 
 template <class T, int J>
-void dot_rows(const HeadLinearArgs& a, int64_t r0, int64_t r1, int64_t j) {
+void dot_rows(const HeadLinearParams& a, int64_t r0, int64_t r1, int64_t j) {
     for (; r0 + kRows <= r1; r0 += kRows) dot_tile<T, kRows, J>(a, r0, j);
     for (; r0 < r1; ++r0) dot_tile<T, 1, J>(a, r0, j);
 }
 
 template <class T>
-void linear(const HeadLinearArgs& a, int64_t r0, int64_t r1, int64_t j0, int64_t j1) {
+void linear(const HeadLinearParams& a, int64_t r0, int64_t r1, int64_t j0, int64_t j1) {
     for (; j0 + kClasses <= j1; j0 += kClasses) dot_rows<T, kClasses>(a, r0, r1, j0);
     for (; j0 < j1; ++j0) dot_rows<T, 1>(a, r0, r1, j0);
 }
 
 }  // namespace
 
-void head_pool_item(const HeadPoolArgs& a, int64_t n, int64_t c0, int64_t c1, char* scratch) {
+void head_pool_item(const HeadPoolParams& a, int64_t n, int64_t c0, int64_t c1, char* scratch) {
     float* sums = reinterpret_cast<float*>(scratch);
-    switch (a.dtype) {
-        case DType::f32:
-            return pool_channels<float>(a, n, c0, c1, sums);
-        case DType::bf16:
-            return pool_channels<bf16>(a, n, c0, c1, sums);
-        case DType::f16:
-            return pool_channels<f16>(a, n, c0, c1, sums);
-    }
+    with_dtype<float, bf16, f16>(a.dtype,
+                                 [&](auto zero) { pool_channels<decltype(zero)>(a, n, c0, c1, sums); });
 }
 
-void head_linear_item(const HeadLinearArgs& a, int64_t r0, int64_t r1, int64_t j0, int64_t j1) {
-    switch (a.dtype) {
-        case DType::f32:
-            return linear<float>(a, r0, r1, j0, j1);
-        case DType::bf16:
-            return linear<bf16>(a, r0, r1, j0, j1);
-        case DType::f16:
-            return linear<f16>(a, r0, r1, j0, j1);
-    }
+void head_linear_item(const HeadLinearParams& a, int64_t r0, int64_t r1, int64_t j0, int64_t j1) {
+    with_dtype<float, bf16, f16>(a.dtype, [&](auto zero) { linear<decltype(zero)>(a, r0, r1, j0, j1); });
 }
 
 }  // namespace slowfast::SLOWFAST_ISA

@@ -51,11 +51,11 @@ void differences(float* first, float* second, const float* d0, const float* d1, 
 
 }  // namespace
 
-int64_t lateral_scratch(const LateralArgs& a, int64_t rows) {
+int64_t lateral_scratch(const LateralParams& a, int64_t rows) {
     return rows * (2 * (a.alpha - 1) * a.cin + kPanelChannels) * static_cast<int64_t>(sizeof(float));
 }
 
-void lateral_unit(const LateralArgs& a, const LateralUnit& u, const LateralUnit* next, char* scratch) {
+void lateral_unit(const LateralParams& a, const LateralUnit& u, const LateralUnit* next, char* scratch) {
     const int64_t n = u.n, m0 = u.m0, rows = u.m1 - m0, t = 2 * u.pair, plane = rows * a.cin;
     const int phases = static_cast<int>(a.alpha) - 1;
     const bool both = t + 1 < a.t_out;

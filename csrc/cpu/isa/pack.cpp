@@ -73,7 +73,7 @@ SF_INLINE Chunk pixels_at(const Row& row, int64_t w, int n) {
 
 // Three channels, to one clip or to both.
 template <class T>
-void colour_row(const PackArgs& a, const Row& row, int64_t pixels, T* out, T* second) {
+void colour_row(const PackParams& a, const Row& row, int64_t pixels, T* out, T* second) {
     const Shuffle reverse([](int i) { return i - i % 3 + 2 - i % 3; });
     float scale[kBytes], shift[kBytes];
     for (int i = 0; i < kBytes; ++i) {
@@ -96,7 +96,7 @@ void colour_row(const PackArgs& a, const Row& row, int64_t pixels, T* out, T* se
 
 // One channel: weighted sum of the three, of the frame or of its difference to the one before.
 template <class T>
-void gray_row(const PackArgs& a, const Row& row, const Row* before, int64_t pixels, T* out) {
+void gray_row(const PackParams& a, const Row& row, const Row* before, int64_t pixels, T* out) {
     const Shuffle planes([](int i) { return i % kPixels * 3 + i / kPixels; });
     const V shift = set1(a.gray_shift);
     for (int64_t w = 0; w < pixels; w += kPixels) {
@@ -115,7 +115,7 @@ void gray_row(const PackArgs& a, const Row& row, const Row* before, int64_t pixe
 }
 
 template <class T>
-void pack_rows(const PackArgs& a, int64_t n, int64_t t, int64_t h0, int64_t h1) {
+void pack_rows(const PackParams& a, int64_t n, int64_t t, int64_t h0, int64_t h1) {
     // Rows without gaps are one long row.
     const bool joined = a.stride[3] == 3 && a.stride[4] == 1 && a.stride[2] == 3 * a.w;
     const int64_t pixels = joined ? (h1 - h0) * a.w : a.w, step = joined ? h1 - h0 : 1;
@@ -149,15 +149,8 @@ void pack_rows(const PackArgs& a, int64_t n, int64_t t, int64_t h0, int64_t h1) 
 
 }  // namespace
 
-void pack_item(const PackArgs& a, int64_t n, int64_t t, int64_t h0, int64_t h1) {
-    switch (a.dtype) {
-        case DType::f32:
-            return pack_rows<float>(a, n, t, h0, h1);
-        case DType::bf16:
-            return pack_rows<bf16>(a, n, t, h0, h1);
-        case DType::f16:
-            return pack_rows<f16>(a, n, t, h0, h1);
-    }
+void pack_item(const PackParams& a, int64_t n, int64_t t, int64_t h0, int64_t h1) {
+    with_dtype<float, bf16, f16>(a.dtype, [&](auto zero) { pack_rows<decltype(zero)>(a, n, t, h0, h1); });
 }
 
 }  // namespace slowfast::SLOWFAST_ISA

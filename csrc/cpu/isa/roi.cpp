@@ -73,7 +73,7 @@ SF_INLINE TapList taps_of(const RoiTaps& r, int64_t box, int64_t bin) {
 }
 
 template <class T, class B>
-void align_bins(const RoiAlignArgs& a, const char* clip, int64_t box, TapList time, int64_t c, int n,
+void align_bins(const RoiAlignParams& a, const char* clip, int64_t box, TapList time, int64_t c, int n,
                 T* out) {
     const int64_t y_bins = a.volume ? a.bt : 0, x_bins = y_bins + a.bh;
     const char* base = clip + c * static_cast<int64_t>(sizeof(T));
@@ -96,7 +96,7 @@ void align_bins(const RoiAlignArgs& a, const char* clip, int64_t box, TapList ti
 }
 
 template <class T, class B>
-void align_bwd_bins(const RoiAlignArgs& a, const T* grad, int64_t box, float time, int64_t y0, int64_t y1,
+void align_bwd_bins(const RoiAlignParams& a, const T* grad, int64_t box, float time, int64_t y0, int64_t y1,
                     int n, int64_t lanes, float* sums) {
     const int64_t y_bins = a.volume ? a.bt : 0, x_bins = y_bins + a.bh;
     for (int64_t ph = 0; ph < a.bh; ++ph, grad += a.bw * a.channels) {
@@ -138,7 +138,7 @@ SF_INLINE void join_frames(const T* const* frames, float* sums, int64_t n, bool 
 }
 
 template <class T, bool MAX>
-void reduce_cells(const RoiHeadArgs& a, const RoiPathway& p, int64_t cell0, int64_t cell1, float* sums) {
+void reduce_cells(const RoiHeadParams& a, const RoiPathway& p, int64_t cell0, int64_t cell1, float* sums) {
     const int64_t width = (p.channels + kLanes - 1) / kLanes * kLanes;
     constexpr int kFrames = 4;
     const T* from[kFrames];
@@ -174,11 +174,11 @@ void reduce_cells(const RoiHeadArgs& a, const RoiPathway& p, int64_t cell0, int6
 }
 
 template <class T>
-void reduce_mean(const RoiHeadArgs& a, const RoiPathway& p, int64_t cell0, int64_t cell1, float* sums) {
+void reduce_mean(const RoiHeadParams& a, const RoiPathway& p, int64_t cell0, int64_t cell1, float* sums) {
     reduce_cells<T, false>(a, p, cell0, cell1, sums);
 }
 template <class T>
-void reduce_max(const RoiHeadArgs& a, const RoiPathway& p, int64_t cell0, int64_t cell1, float* sums) {
+void reduce_max(const RoiHeadParams& a, const RoiPathway& p, int64_t cell0, int64_t cell1, float* sums) {
     reduce_cells<T, true>(a, p, cell0, cell1, sums);
 }
 
@@ -210,7 +210,7 @@ SF_INLINE V keep_equal(V g, V a, V b) {
 }
 
 template <class T, int NV>
-void max_of_box(const RoiHeadArgs& a, const float* map, int64_t box, int n, T* y, int32_t* arg) {
+void max_of_box(const RoiHeadParams& a, const float* map, int64_t box, int n, T* y, int32_t* arg) {
     using B = Block<NV, true>;  // a map's slice is padded to full vectors
     B best = B::fill(__builtin_nanf("")), where = B::fill(-1.0f);
     if (!a.invalid[box]) {
@@ -245,7 +245,7 @@ void max_of_box(const RoiHeadArgs& a, const float* map, int64_t box, int n, T* y
 
 // Every frame's gradient = the mean's / frames.
 template <class T>
-void spread_mean(const RoiHeadArgs& a, int64_t cell0, int64_t cell1) {
+void spread_mean(const RoiHeadParams& a, int64_t cell0, int64_t cell1) {
     const RoiPathway& p = a.path[0];
     const V scale = set1(1.0f / static_cast<float>(p.frames));
     const int64_t slice = a.h * a.w * kRoiSlice;
@@ -263,7 +263,7 @@ void spread_mean(const RoiHeadArgs& a, int64_t cell0, int64_t cell1) {
 
 // The gradient goes to the first frame that holds the maximum (or the first NaN), zero to the others.
 template <class T>
-void spread_max(const RoiHeadArgs& a, int64_t cell0, int64_t cell1) {
+void spread_max(const RoiHeadParams& a, int64_t cell0, int64_t cell1) {
     const RoiPathway& p = a.path[0];
     const int64_t slice = a.h * a.w * kRoiSlice;
     for (int64_t cell = cell0; cell < cell1; ++cell) {
@@ -287,7 +287,7 @@ void spread_max(const RoiHeadArgs& a, int64_t cell0, int64_t cell1) {
 }
 
 template <class T>
-void align_item(const RoiAlignArgs& a, int64_t roi, int64_t frame, int64_t c0, int64_t c1) {
+void align_item(const RoiAlignParams& a, int64_t roi, int64_t frame, int64_t c0, int64_t c1) {
     const int64_t box = a.tube ? roi * a.t + frame : roi, bins = a.bh * a.bw;
     const RoiTap same{static_cast<int32_t>(frame), 1.0f};
     const TapList time = a.volume ? taps_of(a.boxes, box, frame) : TapList{&same, &same + 1};
@@ -304,7 +304,7 @@ void align_item(const RoiAlignArgs& a, int64_t roi, int64_t frame, int64_t c0, i
 }
 
 template <class T>
-void align_bwd_item(const RoiAlignArgs& a, int64_t clip, int64_t frame, int64_t c, int64_t y0, int64_t y1,
+void align_bwd_item(const RoiAlignParams& a, int64_t clip, int64_t frame, int64_t c, int64_t y0, int64_t y1,
                     float* sums) {
     const int n = static_cast<int>(min64(a.channels - c, kRoiSlice));
     const int64_t lanes = (n + kLanes - 1) / kLanes * kLanes, cells = (y1 - y0) * a.w;
@@ -337,7 +337,7 @@ void align_bwd_item(const RoiAlignArgs& a, int64_t clip, int64_t frame, int64_t 
 }
 
 template <class T>
-void max_item(const RoiHeadArgs& a, const RoiPathway& p, int64_t slice, int64_t i0, int64_t i1) {
+void max_item(const RoiHeadParams& a, const RoiPathway& p, int64_t slice, int64_t i0, int64_t i1) {
     const int64_t c = slice * kRoiSlice;
     const int n = static_cast<int>(min64(p.channels - c, kRoiSlice));
     const float* map = p.map + c * a.h * a.w;
@@ -352,7 +352,7 @@ void max_item(const RoiHeadArgs& a, const RoiPathway& p, int64_t slice, int64_t 
 
 // Gradient of one slice of the reduced map: every box, channel by channel, into the taps of its arg-max bin.
 template <class T>
-void scatter_item(const RoiHeadArgs& a, int64_t slice) {
+void scatter_item(const RoiHeadParams& a, int64_t slice) {
     const RoiPathway& p = a.path[0];
     const int64_t c = slice * kRoiSlice;
     const int n = static_cast<int>(min64(p.channels - c, kRoiSlice));
@@ -379,44 +379,41 @@ void scatter_item(const RoiHeadArgs& a, int64_t slice) {
 
 }  // namespace
 
-#define SF_ROI_BY_TYPE(dtype, f, ...)     \
-    switch (dtype) {                      \
-        case DType::f32:                  \
-            return f<float>(__VA_ARGS__); \
-        case DType::bf16:                 \
-            return f<bf16>(__VA_ARGS__);  \
-        default:                          \
-            return f<f16>(__VA_ARGS__);   \
-    }
-
-void roi_align_item(const RoiAlignArgs& a, int64_t roi, int64_t frame, int64_t c0, int64_t c1) {
-    SF_ROI_BY_TYPE(a.dtype, align_item, a, roi, frame, c0, c1)
+void roi_align_item(const RoiAlignParams& a, int64_t roi, int64_t frame, int64_t c0, int64_t c1) {
+    with_dtype<float, bf16, f16>(a.dtype,
+                                 [&](auto zero) { align_item<decltype(zero)>(a, roi, frame, c0, c1); });
 }
 
-void roi_align_bwd_item(const RoiAlignArgs& a, int64_t clip, int64_t frame, int64_t c, int64_t y0, int64_t y1,
-                        char* scratch) {
+void roi_align_bwd_item(const RoiAlignParams& a, int64_t clip, int64_t frame, int64_t c, int64_t y0,
+                        int64_t y1, char* scratch) {
     float* sums = reinterpret_cast<float*>(scratch);
-    SF_ROI_BY_TYPE(a.dtype, align_bwd_item, a, clip, frame, c, y0, y1, sums)
+    with_dtype<float, bf16, f16>(
+        a.dtype, [&](auto zero) { align_bwd_item<decltype(zero)>(a, clip, frame, c, y0, y1, sums); });
 }
 
-void roi_reduce_item(const RoiHeadArgs& a, int pathway, int64_t cell0, int64_t cell1, char* scratch) {
+void roi_reduce_item(const RoiHeadParams& a, int pathway, int64_t cell0, int64_t cell1, char* scratch) {
     const RoiPathway& p = a.path[pathway];
     float* sums = reinterpret_cast<float*>(scratch);
-    if (a.max) SF_ROI_BY_TYPE(a.dtype, reduce_max, a, p, cell0, cell1, sums)
-    SF_ROI_BY_TYPE(a.dtype, reduce_mean, a, p, cell0, cell1, sums)
+    with_dtype<float, bf16, f16>(a.dtype, [&](auto zero) {
+        using T = decltype(zero);
+        a.max ? reduce_max<T>(a, p, cell0, cell1, sums) : reduce_mean<T>(a, p, cell0, cell1, sums);
+    });
 }
 
-void roi_max_item(const RoiHeadArgs& a, int pathway, int64_t slice, int64_t i0, int64_t i1) {
-    SF_ROI_BY_TYPE(a.dtype, max_item, a, a.path[pathway], slice, i0, i1)
+void roi_max_item(const RoiHeadParams& a, int pathway, int64_t slice, int64_t i0, int64_t i1) {
+    with_dtype<float, bf16, f16>(
+        a.dtype, [&](auto zero) { max_item<decltype(zero)>(a, a.path[pathway], slice, i0, i1); });
 }
 
-void roi_scatter_item(const RoiHeadArgs& a, int64_t slice) {
-    SF_ROI_BY_TYPE(a.dtype, scatter_item, a, slice)
+void roi_scatter_item(const RoiHeadParams& a, int64_t slice) {
+    with_dtype<float, bf16, f16>(a.dtype, [&](auto zero) { scatter_item<decltype(zero)>(a, slice); });
 }
 
-void roi_spread_item(const RoiHeadArgs& a, int64_t cell0, int64_t cell1) {
-    if (a.max) SF_ROI_BY_TYPE(a.dtype, spread_max, a, cell0, cell1)
-    SF_ROI_BY_TYPE(a.dtype, spread_mean, a, cell0, cell1)
+void roi_spread_item(const RoiHeadParams& a, int64_t cell0, int64_t cell1) {
+    with_dtype<float, bf16, f16>(a.dtype, [&](auto zero) {
+        using T = decltype(zero);
+        a.max ? spread_max<T>(a, cell0, cell1) : spread_mean<T>(a, cell0, cell1);
+    });
 }
 
 }  // namespace slowfast::SLOWFAST_ISA

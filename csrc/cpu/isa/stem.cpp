@@ -16,12 +16,12 @@ constexpr int64_t round_up(int64_t x, int64_t to) {
 }
 
 template <class T>
-int64_t row_bytes(const StemArgs& a) {
+int64_t row_bytes(const StemParams& a) {
     return round_up(a.wc * a.channels * static_cast<int64_t>(sizeof(T)), 64);
 }
 
 template <class T>
-void conv_row(const StemArgs& a, int64_t n, int64_t t, int64_t h, char* out, int64_t out_stride) {
+void conv_row(const StemParams& a, int64_t n, int64_t t, int64_t h, char* out, int64_t out_stride) {
     const int64_t e = sizeof(T);
     const int64_t line = a.wp * a.cin * e, image = a.hp * line, clip = a.t * image;
     const int taps_t = static_cast<int>(a.kernel[0]), taps_h = static_cast<int>(a.kernel[1]);
@@ -57,7 +57,7 @@ void conv_row(const StemArgs& a, int64_t n, int64_t t, int64_t h, char* out, int
 }
 
 template <class T>
-void pool_row(const StemArgs& a, const char* const* rows, int count, char* out) {
+void pool_row(const StemParams& a, const char* const* rows, int count, char* out) {
     const int64_t channels = a.channels;
     for (int64_t w = 0; w < a.wo; ++w) {
         const int64_t x0 = w * 2 - 1 < 0 ? 0 : w * 2 - 1, x1 = w * 2 + 2 > a.wc ? a.wc : w * 2 + 2;
@@ -74,7 +74,7 @@ void pool_row(const StemArgs& a, const char* const* rows, int count, char* out) 
 }
 
 template <class T>
-void stem_item_typed(const StemArgs& a, int64_t n, int64_t t, int64_t h0, int64_t h1, char* scratch) {
+void stem_item_typed(const StemParams& a, int64_t n, int64_t t, int64_t h0, int64_t h1, char* scratch) {
     char* frame = a.out + (n * a.to + t) * a.ho * a.wo * a.out_stride;
     if (!a.pool) {
         for (int64_t h = h0; h < h1; ++h)
@@ -93,7 +93,7 @@ void stem_item_typed(const StemArgs& a, int64_t n, int64_t t, int64_t h0, int64_
 }
 
 template <class From, class To>
-void pad_frame(const PadArgs& a, int64_t n, int64_t t) {
+void pad_frame(const PadParams& a, int64_t n, int64_t t) {
     To* out = reinterpret_cast<To*>(a.out) + (n * a.t + t) * a.hp * a.wp * a.c;
     const char* x = a.x + n * a.x_stride[0] + t * a.x_stride[2];
     const int64_t line = a.wp * a.c;
@@ -131,18 +131,16 @@ void pad_frame(const PadArgs& a, int64_t n, int64_t t) {
 
 }  // namespace
 
-int64_t stem_scratch(const StemArgs& a) {
+int64_t stem_scratch(const StemParams& a) {
     return 3 * (a.dtype == DType::bf16 ? row_bytes<bf16>(a) : row_bytes<float>(a));
 }
 
-void stem_item(const StemArgs& a, int64_t n, int64_t t, int64_t h0, int64_t h1, char* scratch) {
-    if (a.dtype == DType::bf16)
-        stem_item_typed<bf16>(a, n, t, h0, h1, scratch);
-    else
-        stem_item_typed<float>(a, n, t, h0, h1, scratch);
+void stem_item(const StemParams& a, int64_t n, int64_t t, int64_t h0, int64_t h1, char* scratch) {
+    with_dtype<bf16, float>(a.dtype,
+                            [&](auto zero) { stem_item_typed<decltype(zero)>(a, n, t, h0, h1, scratch); });
 }
 
-void pad_item(const PadArgs& a, int64_t n, int64_t t) {
+void pad_item(const PadParams& a, int64_t n, int64_t t) {
     if (a.from == DType::f32 && a.to == DType::f32) return pad_frame<float, float>(a, n, t);
     if (a.from == DType::f32 && a.to == DType::bf16) return pad_frame<float, bf16>(a, n, t);
     if (a.from == DType::bf16 && a.to == DType::bf16) return pad_frame<bf16, bf16>(a, n, t);

@@ -19,10 +19,10 @@ constexpr int kVectors = 1, kChannels = 4;
 #endif
 constexpr int kGroup = 8;  // channels of a weight group in memory
 
-int64_t groups(const StemArgs& a) {
+int64_t groups(const StemParams& a) {
     return (a.channels + kGroup - 1) / kGroup;
 }
-int64_t ring_width(const StemArgs& a) {
+int64_t ring_width(const StemParams& a) {
     return (a.wc + kLanes - 1) / kLanes * kLanes + 2 * kLanes;
 }
 
@@ -43,7 +43,7 @@ SF_INLINE void prefetch_line(const char* line, int64_t phase) {
 
 // Output pixels [w0, w0 + NV * 16) of one row for channels [c0, c0 + kChannels) of a group.
 template <class T, int NV>
-SF_INLINE void pixels(const StemArgs& a, const char* const* lines, int64_t count, const char* weights,
+SF_INLINE void pixels(const StemParams& a, const char* const* lines, int64_t count, const char* weights,
                       int64_t w0, int c0, int64_t first_channel, float* row, int64_t row_stride) {
     constexpr int kColumns = columns_per_unit<T>();
     const int units = static_cast<int>((a.kernel[2] + kColumns - 1) / kColumns);
@@ -89,7 +89,7 @@ SF_INLINE void pixels(const StemArgs& a, const char* const* lines, int64_t count
 
 // One row of the convolution, every channel: row[channel][pixel], pixels rounded up to whole vectors.
 template <class T>
-void conv_row(const StemArgs& a, int64_t n, int64_t t, int64_t h, float* row) {
+void conv_row(const StemParams& a, int64_t n, int64_t t, int64_t h, float* row) {
     const int64_t line = a.wp * 2 * static_cast<int64_t>(sizeof(T));  // even and odd columns
     const int64_t t_first = t * a.stride[0] - a.pad_t;
     int64_t kt0 = 0, kt1 = a.kernel[0];
@@ -129,7 +129,7 @@ void conv_row(const StemArgs& a, int64_t n, int64_t t, int64_t h, float* row) {
 
 // Planes to channels-last pixels: out[w][c] = in[c][w].
 template <class T>
-void interleave(const StemArgs& a, const float* in, int64_t in_stride, int64_t count, char* out) {
+void interleave(const StemParams& a, const float* in, int64_t in_stride, int64_t count, char* out) {
     for (int64_t w = 0; w < count; ++w) {
         float pixel[64];
         T* o = reinterpret_cast<T*>(out + w * a.out_stride);
@@ -142,7 +142,7 @@ void interleave(const StemArgs& a, const float* in, int64_t in_stride, int64_t c
 }
 
 template <class T>
-void item(const StemArgs& a, int64_t n, int64_t t, int64_t h0, int64_t h1, char* scratch) {
+void item(const StemParams& a, int64_t n, int64_t t, int64_t h0, int64_t h1, char* scratch) {
     const int64_t width = ring_width(a), plane = groups(a) * kGroup * width;
     float* ring = reinterpret_cast<float*>(scratch) + kLanes;  // room left of the first pixel
     float* pooled = ring + 3 * plane;
@@ -196,7 +196,7 @@ SF_INLINE float read(const char* p) {
 }
 
 template <class From, class To>
-void layout(const PadArgs& a, int64_t n, int64_t t) {
+void layout(const PadParams& a, int64_t n, int64_t t) {
     const int64_t columns = a.wp * 2;
     To* out = reinterpret_cast<To*>(a.out) + (n * a.t + t) * a.hp * a.c * columns;
     for (int64_t h = 0; h < a.hp; ++h)
@@ -238,18 +238,15 @@ void layout(const PadArgs& a, int64_t n, int64_t t) {
 
 }  // namespace
 
-int64_t stem_planar_scratch(const StemArgs& a) {
+int64_t stem_planar_scratch(const StemParams& a) {
     return (4 * groups(a) * kGroup * ring_width(a) + 2 * kLanes) * static_cast<int64_t>(sizeof(float));
 }
 
-void stem_planar_item(const StemArgs& a, int64_t n, int64_t t, int64_t h0, int64_t h1, char* scratch) {
-    if (a.dtype == DType::bf16)
-        item<bf16>(a, n, t, h0, h1, scratch);
-    else
-        item<float>(a, n, t, h0, h1, scratch);
+void stem_planar_item(const StemParams& a, int64_t n, int64_t t, int64_t h0, int64_t h1, char* scratch) {
+    with_dtype<bf16, float>(a.dtype, [&](auto zero) { item<decltype(zero)>(a, n, t, h0, h1, scratch); });
 }
 
-void stem_planar_layout(const PadArgs& a, int64_t n, int64_t t) {
+void stem_planar_layout(const PadParams& a, int64_t n, int64_t t) {
     if (a.from == DType::f32 && a.to == DType::f32) return layout<float, float>(a, n, t);
     if (a.from == DType::f32 && a.to == DType::bf16) return layout<float, bf16>(a, n, t);
     if (a.from == DType::bf16 && a.to == DType::bf16) return layout<bf16, bf16>(a, n, t);

@@ -41,7 +41,7 @@ struct Tile {  // where a row's tile stands
     int64_t n, t, h, w;
 };
 
-Tile tile_of(const WinogradArgs& a, int64_t row) {
+Tile tile_of(const WinogradParams& a, int64_t row) {
     if (a.spatial) {
         const int64_t tw = row % a.tiles_w, rest = row / a.tiles_w;
         const int64_t th = rest % a.tiles_h, frame = rest / a.tiles_h;
@@ -55,7 +55,7 @@ SF_INLINE V load_or_zero(const float* p, int n) {
     return p ? load_any(p, n) : zero();
 }
 
-void input_temporal(const WinogradArgs& a, int64_t row) {
+void input_temporal(const WinogradParams& a, int64_t row) {
     const Tile tile = tile_of(a, row);
     const float* in[6];
     for (int i = 0; i < 6; ++i) {
@@ -75,7 +75,7 @@ void input_temporal(const WinogradArgs& a, int64_t row) {
     }
 }
 
-void input_spatial(const WinogradArgs& a, int64_t row) {
+void input_spatial(const WinogradParams& a, int64_t row) {
     const Tile tile = tile_of(a, row);
     const char* frame = a.x + tile.n * a.x_stride[0] + tile.t * a.x_stride[1];
     const float* in[36];
@@ -105,7 +105,7 @@ void input_spatial(const WinogradArgs& a, int64_t row) {
     }
 }
 
-SF_INLINE void finish_pixel(const WinogradArgs& a, int64_t n, int64_t t, int64_t h, int64_t w, int64_t c,
+SF_INLINE void finish_pixel(const WinogradParams& a, int64_t n, int64_t t, int64_t h, int64_t w, int64_t c,
                             int left, V v) {
     const int64_t pixel = ((n * a.t + t) * a.h + h) * a.w + w;
     if (a.shift) v = add(v, load_any(a.shift + c, left));
@@ -117,7 +117,7 @@ SF_INLINE void finish_pixel(const WinogradArgs& a, int64_t n, int64_t t, int64_t
 }
 
 // Sums of one row of a panel, m[plane] at `plane_stride` floats, into its outputs.
-void output_row(const WinogradArgs& a, int64_t row, const float* m, int64_t plane_stride, int64_t c0,
+void output_row(const WinogradParams& a, int64_t row, const float* m, int64_t plane_stride, int64_t c0,
                 int channels) {
     const Tile tile = tile_of(a, row);
     for (int c = 0; c < channels; c += kLanes) {
@@ -148,11 +148,11 @@ void output_row(const WinogradArgs& a, int64_t row, const float* m, int64_t plan
 
 }  // namespace
 
-void winograd_input_item(const WinogradArgs& a, int64_t r0, int64_t r1) {
+void winograd_input_item(const WinogradParams& a, int64_t r0, int64_t r1) {
     for (int64_t row = r0; row < r1; ++row) a.spatial ? input_spatial(a, row) : input_temporal(a, row);
 }
 
-void winograd_gemm_item(const WinogradArgs& a, int64_t r0, int64_t r1, int64_t panel, char* scratch) {
+void winograd_gemm_item(const WinogradParams& a, int64_t r0, int64_t r1, int64_t panel, char* scratch) {
     constexpr int64_t kStepsPerPass =
         1024;  // as in conv.cpp: the weights of a pass stay in the level-2 cache
     const PanelShape p = panel_shape(a.cout, panel);
