@@ -11,4 +11,10 @@ STABLE_TORCH_LIBRARY_IMPL(slowfast, CPU, m) {
     m.impl("_lateral_run_cpu", TORCH_BOX(&slowfast::lateral_run_cpu));
     m.impl("_block_run_cpu", TORCH_BOX(&slowfast::block_run_cpu));
     m.impl("_stem_run_cpu", TORCH_BOX(&slowfast::stem_run_cpu));
+    m.impl("_pack_run_cpu", TORCH_BOX(&slowfast::pack_run_cpu));
+    m.impl("_pool_head_run_cpu", TORCH_BOX(&slowfast::pool_head_run_cpu));
+    m.impl("_roi_align_cpu", TORCH_BOX(&slowfast::roi_align_cpu));
+    m.impl("_roi_align_bwd_cpu", TORCH_BOX(&slowfast::roi_align_bwd_cpu));
+    m.impl("_roi_head_cpu", TORCH_BOX(&slowfast::roi_head_cpu));
+    m.impl("_roi_head_bwd_cpu", TORCH_BOX(&slowfast::roi_head_bwd_cpu));
 }

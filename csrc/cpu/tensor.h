@@ -1,25 +1,13 @@
 // What the host side of every CPU op shares: stable-ABI tensors, checks, scratch memory, work distribution.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
-
 #include <atomic>
-#include <cstdint>
 #include <cstdlib>
-#include <optional>
-#include <vector>
 
+#include "common/layout.h"
 #include "cpu/kernels.h"
 
 namespace slowfast {
-
-using torch::stable::Tensor;
-using Ints = std::vector<int64_t>;
-using torch::headeronly::ScalarType;
 
 inline DType dtype_of(const Tensor& x, const char* what) {
     switch (x.scalar_type()) {
@@ -57,24 +45,9 @@ inline const char* packed_of(const Tensor& packed, int64_t bytes, const char* wh
     return data_of(packed);
 }
 
-// Bytes from one pixel to the next of a channels-last tensor or a channel slice of one; the whole N, T, H, W
-// range is then one run of pixels.
+// Bytes from one pixel to the next.
 inline int64_t pixel_stride(const Tensor& x, const char* what) {
-    STD_TORCH_CHECK(x.dim() == 5, what, ": expected 5 dimensions (N, C, T, H, W), got ", x.dim());
-    const int64_t p = x.size(4) > 1   ? x.stride(4)
-                      : x.size(3) > 1 ? x.stride(3)
-                      : x.size(2) > 1 ? x.stride(2)
-                      : x.size(0) > 1 ? x.stride(0)
-                                      : x.size(1);
-    int64_t step = p;
-    bool dense = x.size(1) <= 1 || x.stride(1) == 1;
-    for (int d : {4, 3, 2, 0}) {
-        dense = dense && (x.size(d) <= 1 || x.stride(d) == step);
-        step *= x.size(d);
-    }
-    STD_TORCH_CHECK(x.numel() == 0 || (dense && p >= x.size(1)), what,
-                    ": expected channels_last_3d memory or a channel slice of it");
-    return p * static_cast<int64_t>(x.element_size());
+    return pixel_pitch(x, what) * static_cast<int64_t>(x.element_size());
 }
 
 // Grow-only scratch of the calling thread, 64-byte aligned. One per purpose, bounded by the largest call.

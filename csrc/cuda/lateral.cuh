@@ -10,17 +10,17 @@
 namespace slowfast::cuda {
 
 template <class T>
-struct LateralArgs {
+struct LateralParams {
     const T* x;                  // [N][frames][frame_pixels] pixels, x_pitch elements apart
-    const T* w;                  // [outputs][taps][channels]
+    const T* weights;            // [outputs][taps][channels]
     const float *scale, *shift;  // [outputs] or null
-    T* y;                        // [N][frames_out][frame_pixels] pixels, y_pitch elements apart
-    int64_t x_pitch, y_pitch;
-    int64_t pixels;  // of y
+    T* out;                      // [N][frames_out][frame_pixels] pixels, out_pitch elements apart
+    int64_t x_pitch, out_pitch;
+    int64_t pixels;  // of out
     int64_t frame_pixels;
     int frames, frames_out, alpha, taps, channels, outputs;
     bool relu;
-    bool wide;  // y takes vectors of 16 bytes
+    bool wide;  // out takes vectors of 16 bytes
 };
 
 // Where 16-byte unit `unit` of a row lies in a tile whose rows have `Units` of them and no gaps between them:
@@ -165,7 +165,7 @@ struct Lateral {
     static constexpr int kRows = kM * 4 / kThreads;                      // of a that a thread copies from
     static constexpr int kColumns = (BN * 4 + kThreads - 1) / kThreads;  // of b
 
-    const LateralArgs<T>& p;
+    const LateralParams<T>& p;
     T* ring;
     int64_t m0;
     int n0;
@@ -205,8 +205,8 @@ struct Lateral {
                 const int row = thread_x() / 4 + i * (kThreads / 4);
                 if (row >= BN) break;
                 const bool valid = k < k_size && n0 + row < p.outputs;
-                cp_async16(b + i * (kThreads / 4) * kK, valid ? p.w + int64_t(n0 + row) * k_size + k : p.w,
-                           valid);
+                cp_async16(b + i * (kThreads / 4) * kK,
+                           valid ? p.weights + int64_t(n0 + row) * k_size + k : p.weights, valid);
             }
         } else {
             SF_NO_UNROLL
@@ -224,7 +224,8 @@ struct Lateral {
                     const int row = thread_x() / 4 + i * (kThreads / 4);
                     if (row >= BN) break;
                     const bool valid = k + j < k_size && n0 + row < p.outputs;
-                    b[i * (kThreads / 4) * kK + j] = valid ? p.w[int64_t(n0 + row) * k_size + k + j] : T{};
+                    b[i * (kThreads / 4) * kK + j] =
+                        valid ? p.weights[int64_t(n0 + row) * k_size + k + j] : T{};
                 }
             }
         }
@@ -273,7 +274,7 @@ struct Lateral {
             const int64_t m = m0 + warp() * 32 + row;
             if (m >= p.pixels || n0 + column >= p.outputs) continue;
             const T* source = tile + kVector * lateral_unit<kAcross>(row, unit);
-            T* to = p.y + m * p.y_pitch + n0 + column;
+            T* to = p.out + m * p.out_pitch + n0 + column;
             if (p.wide && n0 + column + kVector <= p.outputs) {
                 store_result(to, load<kVector>(source));
             } else {
@@ -284,7 +285,7 @@ struct Lateral {
 };
 
 template <class T, template <class, int> class Math, int BN, bool Async>
-SF_KERNEL SF_LAUNCH_BOUNDS(128, 3) void lateral_kernel(LateralArgs<T> p) {
+SF_KERNEL SF_LAUNCH_BOUNDS(128, 3) void lateral_kernel(LateralParams<T> p) {
     const int across = ceil_div(p.outputs, BN);
     Lateral<T, Math, BN, Async> block{
         p, dynamic_shared<T>(), int64_t(block_x() / across) * 128, block_x() % across * BN, {}, {}};
@@ -294,17 +295,17 @@ SF_KERNEL SF_LAUNCH_BOUNDS(128, 3) void lateral_kernel(LateralArgs<T> p) {
 // --- Kinds without a convolution, and the Slow channels' way into the buffer -------------------------------
 
 template <class T>
-struct GatherArgs {
+struct GatherParams {
     const T *x, *base;
-    T* y;
-    int64_t x_pitch, base_pitch, y_pitch;
-    int64_t pixels, frame_pixels;  // of y
+    T* out;
+    int64_t x_pitch, base_pitch, out_pitch;
+    int64_t pixels, frame_pixels;  // of out
     int alpha, channels, total;
 };
 
-// Channel a * channels + c of y's frame t = channel c of x's frame t * alpha + a, plus base's channel if any.
+// Channel a * channels + c of out's frame t = channel c of x's frame t * alpha + a, plus base's channel if any.
 template <class T, int V>
-SF_KERNEL SF_LAUNCH_BOUNDS(256, 4) void gather_kernel(GatherArgs<T> p) {
+SF_KERNEL SF_LAUNCH_BOUNDS(256, 4) void gather_kernel(GatherParams<T> p) {
     const int across = p.total / V;
     const int64_t step = int64_t(grid_dim_x()) * block_dim_x();
     for (int64_t i = int64_t(block_x()) * block_dim_x() + thread_x(); i < p.pixels * across; i += step) {
@@ -320,7 +321,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(256, 4) void gather_kernel(GatherArgs<T> p) {
             for (int j = 0; j < V; ++j) sum[j] = other[j] + sum[j];
             v = from_float<T>(sum);
         }
-        store(p.y + m * p.y_pitch + channel, v);
+        store(p.out + m * p.out_pitch + channel, v);
     }
 }
 

@@ -1,12 +1,35 @@
 // The CUDA ops as the dispatcher sees them; csrc/bindings/cuda.cpp registers them under their schemas.
 #pragma once
 
-#include "cuda/torch.h"
+#include "common/torch.h"
 
 namespace slowfast::cuda {
 
 // x times s, element by element.
 Tensor selftest_cuda(Tensor x, double s);
+
+// A bottleneck block; weights, shifts: packed, see ops/bottleneck3d/cuda_pack.py. A narrow block in one kernel
+// (block_narrow.cuh). tile: output height and width of a block of threads, and its frames.
+void block_narrow_run_cuda(Tensor x, Tensor weights, Tensor shifts, int64_t inner, int64_t kernel_t,
+                           int64_t stride, int64_t dilation, bool shortcut, Ints tile, Tensor out);
+
+// A wide block (block_wide.cuh). conv_a, a kernel_t x 1 x 1 convolution with shift and ReLU:
+void block_wide_a_run_cuda(Tensor x, Tensor weights, Tensor shift, int64_t kernel_t, Tensor out);
+// and the rest, from conv_a's result. tile: output height and width of a block of threads, at most 128
+// pixels. following: where the next block's conv_a goes, whose weights and shift the packed ones then hold.
+void block_wide_rest_run_cuda(Tensor inner, Tensor x, Tensor weights, Tensor shifts, int64_t stride,
+                              int64_t dilation, bool shortcut, Ints tile, Tensor out,
+                              std::optional<Tensor> following);
+
+// A wide block of inner width 64 in one kernel (block_wide_one.cuh). tile: output height and width, at most
+// 256 pixels with their halo. blocks: of threads, which share the tiles.
+void block_wide_one_run_cuda(Tensor x, Tensor weights_a, Tensor shift_a, Tensor weights, Tensor shifts,
+                             int64_t dilation, bool shortcut, Ints tile, int64_t blocks, Tensor out);
+
+// Convolution of three channels with a kernel_t x 7 x 7 kernel and stride (1, 2, 2), shift, ReLU and max-pool
+// (stem.cuh). weights: packed, see ops/stem3d/cuda.py. segment: frames of a block of threads.
+void stem_run_cuda(Tensor x, Tensor weights, std::optional<Tensor> shift, int64_t kernel_t, bool relu,
+                   int64_t segment, Tensor out);
 
 // Boxes: slowfast_kernels/ops/roi_align3d, roi_head_pool. rois are float32; mode 0 frame, 1 tube, 2 volume.
 void roi_align_cuda(Tensor x, Tensor rois, double spatial_scale, double temporal_scale,

@@ -13,7 +13,7 @@ T* clip_data(const Tensor& x, const char* what, int64_t n, int64_t c, int64_t t,
     STD_TORCH_CHECK(x.dim() == 5 && x.size(0) == n && x.size(1) == c && x.size(2) == t && x.size(3) == h &&
                         x.size(4) == w,
                     what, ": expected shape [", n, ", ", c, ", ", t, ", ", h, ", ", w, "]");
-    STD_TORCH_CHECK(x.numel() == 0 || pixel_stride(x, what) == c, what,
+    STD_TORCH_CHECK(x.numel() == 0 || pixel_pitch(x, what) == c, what,
                     ": expected dense channels_last_3d memory");
     return data_of<T>(x, what);
 }
@@ -33,7 +33,7 @@ void pack_cuda(Tensor frames, Tensor slow_index, std::vector<double> mean, std::
     const bool colour = fast_input == 0;
     with_dtype(fast, "fast", [&](auto zero) {
         using T = decltype(zero);
-        PackArgs<T> a{};
+        PackParams<T> a{};
         a.x = data_of<uint8_t>(frames, "frames");
         a.index = data_of<int64_t>(slow_index, "slow_index");
         a.slow = clip_data<T>(slow, "slow", n, 3, slow_index.size(0), h, w);
@@ -81,8 +81,7 @@ void pack_cuda(Tensor frames, Tensor slow_index, std::vector<double> mean, std::
         // A part of the frames reads the frame before it again: long ones, where there is enough work.
         a.part = static_cast<int>(n * blocks * t >= 8 * 2048 ? 8 : n * blocks * t >= 4 * 2048 ? 4 : 2);
         const int64_t items = colour ? n * t : n * ceil_div<int64_t>(t, a.part);
-        STD_TORCH_CHECK(items * blocks < (int64_t(1) << 31), "expected fewer than 2^31 blocks, got ", items,
-                        " x ", blocks);
+        as_int(items * blocks, "blocks of threads");
         if (colour) {
             SF_LAUNCH((pack_colour_kernel<T>), Dim3(items * blocks), Dim3(kPackThreads), 0, device.stream(),
                       a);

@@ -15,7 +15,7 @@ template <class T>
 constexpr int kPackRun = 16 / static_cast<int>(sizeof(T));
 
 template <class T>
-struct PackArgs {
+struct PackParams {
     const uint8_t* x;
     int64_t stride_n, stride_t, stride_h, stride_w, stride_c;
     T *slow, *fast;
@@ -59,7 +59,7 @@ SF_DEVICE void store_run(T* to, const float* v, int64_t left, bool wide) {
 // place NaN: the host cannot check numbers that a captured stream will read. All lanes take part, each with
 // one of the numbers; `left` is 0 in those that have no values.
 template <class T, int N>
-SF_DEVICE void store_slow(const PackArgs<T>& a, int64_t n, int t, int64_t size, int64_t at, const float* v,
+SF_DEVICE void store_slow(const PackParams<T>& a, int64_t n, int t, int64_t size, int64_t at, const float* v,
                           int64_t left) {
     for (int s0 = 0; s0 < a.count; s0 += kWarp) {
         const bool has = s0 + lane() < a.count;
@@ -80,7 +80,7 @@ SF_DEVICE void store_slow(const PackArgs<T>& a, int64_t n, int t, int64_t size, 
 }
 
 template <class T>
-SF_KERNEL SF_LAUNCH_BOUNDS(kPackThreads, 3) void pack_colour_kernel(PackArgs<T> a) {
+SF_KERNEL SF_LAUNCH_BOUNDS(kPackThreads, 3) void pack_colour_kernel(PackParams<T> a) {
     constexpr int kRun = kPackRun<T>;
     const int blocks = ceil_div(a.rows * a.runs, kPackThreads);
     const int i = block_x() % blocks * kPackThreads + thread_x(), frame = block_x() / blocks;
@@ -146,7 +146,7 @@ SF_DEVICE int luma(const int* rgb) {
 }
 
 template <class T>
-SF_KERNEL SF_LAUNCH_BOUNDS(kPackThreads, 4) void pack_gray_kernel(PackArgs<T> a) {
+SF_KERNEL SF_LAUNCH_BOUNDS(kPackThreads, 4) void pack_gray_kernel(PackParams<T> a) {
     const int blocks = ceil_div(a.rows * a.runs, kPackThreads), parts = ceil_div(a.frames, a.part);
     const int i = block_x() % blocks * kPackThreads + thread_x(), item = block_x() / blocks;
     const int row = i / a.runs, t0 = item % parts * a.part;

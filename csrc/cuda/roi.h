@@ -7,6 +7,7 @@
 namespace slowfast::cuda {
 
 constexpr int64_t kRoiMaxRatio = 4096, kRoiMaxBins = 4096;
+constexpr int64_t kRoiMaxClips = 1 << 24;  // a box names its clip in float32
 
 // Blocks that fill a large GPU several times over.
 constexpr int64_t kRoiBlocks = 2048;
@@ -19,7 +20,7 @@ inline Rois rois_of(const Tensor& rois, int64_t columns, int64_t clips, double s
     STD_TORCH_CHECK(rois.scalar_type() == ScalarType::Float && rois.is_contiguous() &&
                         rois.size(rois.dim() - 1) == columns,
                     "rois: expected contiguous float32 rows of ", columns, " values");
-    STD_TORCH_CHECK(rois.numel() / columns <= INT32_MAX && clips <= (1 << 24),
+    STD_TORCH_CHECK(rois.numel() / columns <= INT32_MAX && clips <= kRoiMaxClips,
                     "expected fewer than 2^31 boxes and at most 2^24 clips");
     Rois r{};
     r.rows = data_of<float>(rois, "rois");
@@ -39,17 +40,9 @@ inline Rois rois_of(const Tensor& rois, int64_t columns, int64_t clips, double s
     return r;
 }
 
-// Whether vectors of v elements fit memory that starts at p, at a distance of a multiple of `pitch` elements.
-template <class T>
-bool fits_vectors(const T* p, int64_t pitch, int v) {
-    return pitch % v == 0 && reinterpret_cast<uintptr_t>(p) % (v * sizeof(T)) == 0;
-}
-
 // A grid along one axis, which kernels take apart.
 inline Dim3 grid_of(int64_t a, int64_t b, int64_t c) {
-    STD_TORCH_CHECK(a * b < (int64_t(1) << 31) && a * b * c < (int64_t(1) << 31),
-                    "expected fewer than 2^31 blocks, got ", a, " x ", b, " x ", c);
-    return Dim3(a * b * c);
+    return Dim3(as_int(as_int(a * b, "blocks of threads") * c, "blocks of threads"));
 }
 
 }  // namespace slowfast::cuda

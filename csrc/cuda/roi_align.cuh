@@ -8,7 +8,7 @@ namespace slowfast::cuda {
 enum class RoiMode { frame, tube, volume };
 
 template <class T>
-struct RoiAlignArgs {
+struct RoiAlignParams {
     Rois rois;
     RoiMode mode;
     int count;       // boxes, or tubes
@@ -28,7 +28,7 @@ constexpr int kRoiTimeWeights = 512;  // frames that one time bin may have in a 
 // One block: some bins at a time of one box, one slice of the channels, `frames_block` frames.
 // Large: for maps on which a bin may have more cells than a table.
 template <class T, int V, bool Large>
-SF_KERNEL SF_LAUNCH_BOUNDS(kRoiThreads, 2) void roi_align_kernel(RoiAlignArgs<T> a) {
+SF_KERNEL SF_LAUNCH_BOUNDS(kRoiThreads, 2) void roi_align_kernel(RoiAlignParams<T> a) {
     SF_SHARED(float, weights_y, AxisTable::kWeights);
     SF_SHARED(float, weights_x, AxisTable::kWeights);
     SF_SHARED(float, weights_t, kRoiTimeWeights);
@@ -144,7 +144,7 @@ constexpr int kRoiTile = 1 + kRoiTileH + kRoiTileW;  // cells of the three axes:
 // One block: the gradient of a tile of one frame, one slice of the channels. It walks the boxes in order and
 // every sum is one thread's: the same bits every time.
 template <class T, int V>
-SF_KERNEL SF_LAUNCH_BOUNDS(kRoiThreads, 2) void roi_align_bwd_kernel(RoiAlignArgs<T> a) {
+SF_KERNEL SF_LAUNCH_BOUNDS(kRoiThreads, 2) void roi_align_bwd_kernel(RoiAlignParams<T> a) {
     constexpr int kBox = kRoiTile * kRoiChunk;  // weights of a box: [cell of an axis][bin]
     SF_SHARED(float, weights, kRoiGroup* kBox);
     SF_SHARED(CellRange, touching, kRoiGroup * kRoiTile);  // bins of the chunk that touch a cell of an axis

@@ -19,7 +19,7 @@ HeadPathway<T> pathway_of(const Tensor& x, const Rois& rois, int64_t clips, int 
                     "channel");
     HeadPathway<T> p{};
     p.x = data_of<T>(x, "pathway");
-    p.pitch = x.numel() ? pixel_stride(x, "pathway") : 0;
+    p.pitch = x.numel() ? pixel_pitch(x, "pathway") : 0;
     p.channels = static_cast<int>(x.size(1));
     p.frames = static_cast<int>(x.size(2));
     p.first = first;
@@ -46,7 +46,7 @@ U* rows_of(const Tensor& x, int64_t count, int64_t columns, const char* what) {
 }
 
 template <class T, int V, bool Large>
-void start(const HeadArgs<T>& a, int64_t clips, int64_t shared, Stream stream) {
+void launch_roi_head(const RoiHeadParams<T>& a, int64_t clips, int64_t shared, Stream stream) {
     if (a.maps) {
         const int64_t tiles =
             ceil_div(a.rois.extent[1], kHeadTileH) * int64_t(ceil_div(a.rois.extent[2], kHeadTileW));
@@ -58,7 +58,7 @@ void start(const HeadArgs<T>& a, int64_t clips, int64_t shared, Stream stream) {
 }
 
 template <class T, int V>
-void start_bwd(const HeadBwdArgs<T>& a, int64_t clips, Stream stream) {
+void launch_roi_head_bwd(const RoiHeadBwdParams<T>& a, int64_t clips, Stream stream) {
     const int64_t tiles =
         ceil_div(a.rois.extent[1], a.tile_h) * int64_t(ceil_div(a.rois.extent[2], a.tile_w));
     SF_LAUNCH((roi_head_bwd_kernel<T, V>), grid_of(clips, tiles, a.slices), Dim3(kHeadThreads),
@@ -74,20 +74,20 @@ void roi_head_cuda(Tensor slow, std::optional<Tensor> fast, Tensor rois, Ints ou
     with_dtype(slow, "slow", [&](auto zero) {
         using T = decltype(zero);
         constexpr int kVector = 16 / sizeof(T);
-        HeadArgs<T> a{};
+        RoiHeadParams<T> a{};
         a.rois = boxes_of(rois, slow, output_size, spatial_scale, sampling_ratio, aligned);
         a.count = static_cast<int>(rois.size(0));
         a.path[0] = pathway_of<T>(slow, a.rois, slow.size(0), 0, 0);
         a.channels = a.path[0].channels;
         a.slices = ceil_div(a.channels, kHeadSlice);
         a.path[1].first_slice = a.slices;
-        bool fits = fits_vectors(a.path[0].x, a.path[0].pitch, kVector) && a.channels % kVector == 0;
+        bool fits = fits_vectors(a.path[0].x, a.path[0].pitch) && a.channels % kVector == 0;
         if (fast) {
             a.path[1] = pathway_of<T>(*fast, a.rois, slow.size(0), a.channels, a.slices);
             const HeadPathway<T>& p = a.path[1];
             a.channels += p.channels;
             a.slices += ceil_div(p.channels, kHeadSlice);
-            fits = fits && fits_vectors(p.x, p.pitch, kVector) && p.channels % kVector == 0;
+            fits = fits && fits_vectors(p.x, p.pitch) && p.channels % kVector == 0;
         }
         a.max = max;
         a.out = rows_of<T>(out, a.count, a.channels, "out");
@@ -107,9 +107,9 @@ void roi_head_cuda(Tensor slow, std::optional<Tensor> fast, Tensor rois, Ints ou
         }
         if (out.numel() == 0) return;
         const bool large = a.rois.extent[1] > AxisTable::kWeights || a.rois.extent[2] > AxisTable::kWeights;
-        if (large) return start<T, 1, true>(a, slow.size(0), shared, device.stream());
-        fits ? start<T, kVector, false>(a, slow.size(0), shared, device.stream())
-             : start<T, 1, false>(a, slow.size(0), shared, device.stream());
+        if (large) return launch_roi_head<T, 1, true>(a, slow.size(0), shared, device.stream());
+        fits ? launch_roi_head<T, kVector, false>(a, slow.size(0), shared, device.stream())
+             : launch_roi_head<T, 1, false>(a, slow.size(0), shared, device.stream());
     });
 }
 
@@ -119,7 +119,7 @@ void roi_head_bwd_cuda(Tensor grad, Tensor arg, Tensor rois, std::optional<Tenso
     with_dtype(dx, "dx", [&](auto zero) {
         using T = decltype(zero);
         constexpr int kVector = 16 / sizeof(T);
-        HeadBwdArgs<T> a{};
+        RoiHeadBwdParams<T> a{};
         a.rois = boxes_of(rois, dx, output_size, spatial_scale, sampling_ratio, aligned);
         a.count = static_cast<int>(rois.size(0));
         a.channels = static_cast<int>(dx.size(1));
@@ -129,16 +129,16 @@ void roi_head_bwd_cuda(Tensor grad, Tensor arg, Tensor rois, std::optional<Tenso
         a.grad_pitch = grad.stride(0);
         a.arg_pitch = arg.stride(0);
         if (dx.numel() == 0) return;
-        STD_TORCH_CHECK(pixel_stride(dx, "dx") == a.channels, "dx: expected dense channels_last_3d memory");
+        STD_TORCH_CHECK(pixel_pitch(dx, "dx") == a.channels, "dx: expected dense channels_last_3d memory");
         a.dx = data_of<T>(dx, "dx");
-        bool fits = fits_vectors(a.dx, a.channels, kVector);
+        bool fits = fits_vectors(a.dx, a.channels);
         if (max) {
             STD_TORCH_CHECK(features && features->dim() == 5, "features: expected the maps of the forward");
             for (int d = 0; d < 5; ++d)
                 STD_TORCH_CHECK(features->size(d) == dx.size(d), "features: expected the gradient's shape");
             a.features = data_of<T>(*features, "features");
-            a.pitch = pixel_stride(*features, "features");
-            fits = fits && fits_vectors(a.features, a.pitch, kVector);
+            a.pitch = pixel_pitch(*features, "features");
+            fits = fits && fits_vectors(a.features, a.pitch);
         }
         // Whole rows if one fits, else parts of one.
         constexpr int64_t kCells = kHeadShared / (kHeadBwdSlice * sizeof(float));
@@ -146,8 +146,8 @@ void roi_head_bwd_cuda(Tensor grad, Tensor arg, Tensor rois, std::optional<Tenso
         a.tile_w = static_cast<int>(width < kCells ? width : kCells);
         a.tile_h = static_cast<int>(kCells / a.tile_w < height ? kCells / a.tile_w : height);
         a.slices = ceil_div(a.channels, kHeadBwdSlice);
-        fits ? start_bwd<T, kVector>(a, dx.size(0), device.stream())
-             : start_bwd<T, 1>(a, dx.size(0), device.stream());
+        fits ? launch_roi_head_bwd<T, kVector>(a, dx.size(0), device.stream())
+             : launch_roi_head_bwd<T, 1>(a, dx.size(0), device.stream());
     });
 }
 

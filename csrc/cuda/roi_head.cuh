@@ -22,7 +22,7 @@ struct HeadPathway {
 };
 
 template <class T>
-struct HeadArgs {
+struct RoiHeadParams {
     Rois rois;
     int count;
     HeadPathway<T> path[2];
@@ -35,7 +35,7 @@ struct HeadArgs {
 };
 
 template <class T>
-SF_DEVICE HeadPathway<T> head_pathway(const HeadArgs<T>& a, int slice) {
+SF_DEVICE HeadPathway<T> head_pathway(const RoiHeadParams<T>& a, int slice) {
     return slice < a.path[1].first_slice ? a.path[0] : a.path[1];
 }
 
@@ -94,7 +94,7 @@ SF_DEVICE void store_reduced(float* to, const float* acc) {
 
 // One block: a tile of one clip's cells, one slice of the channels, if some box reaches the tile.
 template <class T, int V>
-SF_KERNEL SF_LAUNCH_BOUNDS(kHeadThreads, 3) void roi_reduce_kernel(HeadArgs<T> a) {
+SF_KERNEL SF_LAUNCH_BOUNDS(kHeadThreads, 3) void roi_reduce_kernel(RoiHeadParams<T> a) {
     constexpr int kLanes = kHeadSlice / V, kSlots = kHeadThreads / kLanes;
     SF_SHARED(int, reached, 1);
     const int height = a.rois.extent[1], width = a.rois.extent[2];
@@ -137,7 +137,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kHeadThreads, 3) void roi_reduce_kernel(HeadArgs<T> a
 // One block: one box, one slice of the channels. Without maps, dynamic shared memory holds a whole slice.
 // Large: for maps on which a bin may have more cells than a table.
 template <class T, int V, bool Large>
-SF_KERNEL SF_LAUNCH_BOUNDS(kHeadThreads, 3) void roi_max_kernel(HeadArgs<T> a) {
+SF_KERNEL SF_LAUNCH_BOUNDS(kHeadThreads, 3) void roi_max_kernel(RoiHeadParams<T> a) {
     constexpr int kVector = 4, kLanes = kHeadSlice / kVector, kSlots = kHeadThreads / kLanes;
     SF_SHARED(float, weights_y, AxisTable::kWeights);
     SF_SHARED(float, weights_x, AxisTable::kWeights);
@@ -270,7 +270,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kHeadThreads, 3) void roi_max_kernel(HeadArgs<T> a) {
 constexpr int kHeadBwdSlice = 64;  // channels of one block
 
 template <class T>
-struct HeadBwdArgs {
+struct RoiHeadBwdParams {
     Rois rois;
     int count;
     const T* grad;  // [count][channels]
@@ -287,7 +287,7 @@ struct HeadBwdArgs {
 // One block: a tile of one clip's cells, one slice of the channels, all frames. It walks the boxes in order;
 // a thread has one channel and every kSlots-th column, so that every sum is one thread's.
 template <class T, int V>
-SF_KERNEL SF_LAUNCH_BOUNDS(kHeadThreads, 3) void roi_head_bwd_kernel(HeadBwdArgs<T> a) {
+SF_KERNEL SF_LAUNCH_BOUNDS(kHeadThreads, 3) void roi_head_bwd_kernel(RoiHeadBwdParams<T> a) {
     constexpr int kSlots = kHeadThreads / kHeadBwdSlice;
     constexpr int kGroup = 4, kWeights = 1024, kBins = 128;  // boxes at once, and what the tables of one hold
     SF_SHARED(float, weights, kGroup* kWeights);

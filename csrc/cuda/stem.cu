@@ -1,6 +1,7 @@
-#include "cuda/stem.cuh"
+// Host side of stem3d.
 
-#include "cuda/stem.h"
+#include "cuda/ops.h"
+#include "cuda/stem.cuh"
 #include "cuda/tensor.h"
 
 namespace slowfast::cuda {
@@ -8,16 +9,11 @@ namespace slowfast::cuda {
 namespace {
 
 template <class T, int Kt, int N, int M>
-void launch_stem(const Stem<T>& p, int64_t blocks, int64_t weights, Stream stream) {
+void launch_stem(const StemParams<T>& p, int64_t blocks, int64_t weights, Stream stream) {
     using Shape = StemShape<Kt, N, M>;
     STD_TORCH_CHECK(weights == Shape::kWeights, "weights: expected ", Shape::kWeights,
                     " packed elements, got ", weights);
     SF_LAUNCH((stem_kernel<T, Kt, N, M>), Dim3(blocks), Dim3(StemTile::kThreads), Shape::kShared, stream, p);
-}
-
-int as_int(int64_t v, const char* what) {
-    STD_TORCH_CHECK(v >= 0 && v <= 0x7fffffff, what, ": expected less than 2^31, got ", v);
-    return static_cast<int>(v);
 }
 
 }  // namespace
@@ -30,7 +26,7 @@ void stem_run_cuda(Tensor x, Tensor weights, std::optional<Tensor> shift, int64_
     STD_TORCH_CHECK(segment > 0, "segment: expected at least one frame, got ", segment);
     with_half_dtype(x, "x", [&](auto zero) {
         using T = decltype(zero);
-        Stem<T> p;
+        StemParams<T> p;
         p.x = data_of<T>(x, "x");
         p.out = data_of<T>(out, "out");
         p.weights = data_of<T>(weights, "weights");
@@ -39,7 +35,7 @@ void stem_run_cuda(Tensor x, Tensor weights, std::optional<Tensor> shift, int64_
         p.st = x.stride(2);
         p.sh = x.stride(3);
         p.sw = x.stride(4);
-        p.out_pitch = pixel_stride(out, "out");
+        p.out_pitch = pixel_pitch(out, "out");
         p.frames = as_int(x.size(2), "frames");
         p.height = as_int(x.size(3), "height");
         p.width = as_int(3 * x.size(4), "values of a row") / 3;
@@ -57,10 +53,9 @@ void stem_run_cuda(Tensor x, Tensor weights, std::optional<Tensor> shift, int64_
         STD_TORCH_CHECK(out.size(0) == x.size(0) && out.size(2) == x.size(2) && out.size(3) == p.out_height &&
                             out.size(4) == p.out_width,
                         "out: expected the stem's result of x");
-        STD_TORCH_CHECK(p.out_pitch % 8 == 0 && reinterpret_cast<uintptr_t>(p.out) % 16 == 0,
-                        "out: expected pixels at 16-byte boundaries");
-        p.rows_in_vectors = p.sc == 1 && p.sw == 3 && p.sh % 8 == 0 && p.st % 8 == 0 && p.sn % 8 == 0 &&
-                            reinterpret_cast<uintptr_t>(p.x) % 16 == 0;
+        STD_TORCH_CHECK(fits_vectors(p.out, p.out_pitch), "out: expected pixels at 16-byte boundaries");
+        p.rows_in_vectors =
+            p.sc == 1 && p.sw == 3 && p.st % 8 == 0 && p.sn % 8 == 0 && fits_vectors(p.x, p.sh);
         const int64_t blocks = x.size(0) * ceil_div(p.frames, p.segment) *
                                ceil_div(p.out_height, StemTile::kPoolH) *
                                ceil_div(p.out_width, StemTile::kPoolW);

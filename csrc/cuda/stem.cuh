@@ -15,7 +15,7 @@
 namespace slowfast::cuda {
 
 template <class T>
-struct Stem {
+struct StemParams {
     const T* x;
     T* out;
     const T* weights;            // packed
@@ -64,7 +64,7 @@ struct StemShape {
 
 template <class T, int Kt, int N, int M>
 SF_KERNEL SF_LAUNCH_BOUNDS(StemTile::kThreads,
-                           (StemShape<Kt, N, M>::kResident)) void stem_kernel(const Stem<T> p) {
+                           (StemShape<Kt, N, M>::kResident)) void stem_kernel(const StemParams<T> p) {
     using Tile = StemTile;
     using Shape = StemShape<Kt, N, M>;
     constexpr int kReach = Kt / 2, kThreads = Tile::kThreads;

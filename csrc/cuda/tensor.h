@@ -4,8 +4,8 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include "common/layout.h"
 #include "cuda/primitives.cuh"
-#include "cuda/torch.h"
 
 namespace slowfast::cuda {
 
@@ -101,24 +101,16 @@ inline const float* floats_or_null(const std::optional<Tensor>& x, int64_t n, co
     return data_of<float>(*x, what);
 }
 
-// Elements from one pixel to the next of a channels-last tensor [N, C, T, H, W] or a channel slice of one;
-// the whole N, T, H, W range is then one run of pixels.
-inline int64_t pixel_stride(const Tensor& x, const char* what) {
-    STD_TORCH_CHECK(x.dim() == 5, what, ": expected 5 dimensions (N, C, T, H, W), got ", x.dim());
-    const int64_t p = x.size(4) > 1   ? x.stride(4)
-                      : x.size(3) > 1 ? x.stride(3)
-                      : x.size(2) > 1 ? x.stride(2)
-                      : x.size(0) > 1 ? x.stride(0)
-                                      : x.size(1);
-    int64_t step = p;
-    bool dense = x.size(1) <= 1 || x.stride(1) == 1;
-    for (int d : {4, 3, 2, 0}) {
-        dense = dense && (x.size(d) <= 1 || x.stride(d) == step);
-        step *= x.size(d);
-    }
-    STD_TORCH_CHECK(x.numel() == 0 || (dense && p >= x.size(1)), what,
-                    ": expected channels_last_3d memory or a channel slice of it");
-    return p;
+// What kernels count in 32 bits.
+inline int as_int(int64_t v, const char* what) {
+    STD_TORCH_CHECK(v >= 0 && v <= INT32_MAX, what, ": expected less than 2^31, got ", v);
+    return static_cast<int>(v);
+}
+
+// Whether vectors of 16 bytes fit memory that starts at p, at a distance of a multiple of `pitch` elements.
+template <class T>
+bool fits_vectors(const T* p, int64_t pitch) {
+    return pitch * sizeof(T) % 16 == 0 && reinterpret_cast<uintptr_t>(p) % 16 == 0;
 }
 
 }  // namespace slowfast::cuda

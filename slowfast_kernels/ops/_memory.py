@@ -1,6 +1,6 @@
 """Memory layouts of maps: [N, C, T, H, W] tensors whose pixels follow one another, channels adjacent.
 
-csrc/cpu/tensor.h and csrc/cuda/tensor.h have the same rule for what the native kernels take.
+csrc/common/layout.h has the same rule for what the native kernels take.
 """
 
 from __future__ import annotations

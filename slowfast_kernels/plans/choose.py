@@ -35,7 +35,7 @@ class Chooser:
 
     def __init__(self, device: torch.device, allowed: Sequence[str]) -> None:
         self.device, self.allowed = device, tuple(allowed)
-        cuda = ("bottleneck", "lateral", "stem") if "cuda" in self.allowed else ()
+        cuda = ("block", "lateral", "stem") if "cuda" in self.allowed else ()
         self.tuner = autotune.Tuner("plans", *SOURCES, cuda=cuda)
 
     def pick(

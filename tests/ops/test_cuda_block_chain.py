@@ -143,7 +143,7 @@ def test_against_the_kernels_unchained(name, provider):
         if following is not None:
             after = kernels.pack(*blocks[i + 1][0], dtype=x.dtype)
             conv_a = torch.full_like(following, math.nan)
-            torch.ops.slowfast._point_run_cuda(out, after.weights_a, after.shift_a, 1, conv_a)
+            torch.ops.slowfast._block_wide_a_run_cuda(out, after.weights_a, after.shift_a, 1, conv_a)
             torch.testing.assert_close(following, conv_a, rtol=2 * unit_roundoff(x.dtype), atol=1e-5)
         x, inner = out, following
 
@@ -367,7 +367,7 @@ def test_what_the_launcher_refuses(provider):
     def refused(message, weights=chained.weights, shifts=chained.shifts, following=place):
         out = poisoned(x, 40)
         with pytest.raises(RuntimeError, match=message):
-            torch.ops.slowfast._block_tail_run_cuda(
+            torch.ops.slowfast._block_wide_rest_run_cuda(
                 inner, x, weights, shifts, 1, 1, False, [3, 4], out, following
             )
         assert out.isnan().all() and place.isnan().all()

@@ -44,7 +44,7 @@ def run(call, tiles=None, processors=2, out=None, monkeypatch=None):
     if out is None:
         out = empty_channels_last(x, (x.shape[0], packed.cout, *x.shape[2:])).fill_(math.nan)
     tiles = tiles or (4, 6)
-    torch.ops.slowfast._whole_block_run_cuda(
+    torch.ops.slowfast._block_wide_one_run_cuda(
         x, packed.weights_a, packed.shift_a, packed.weights, packed.shifts, kwargs["dilation"], packed.shortcut,
         list(tiles), processors, out,
     )  # fmt: skip

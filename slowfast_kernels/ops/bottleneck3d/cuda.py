@@ -29,21 +29,23 @@ from .cuda_tiles import (
 )
 
 define_native(
-    "_fast_block_run_cuda(Tensor x, Tensor weights, Tensor shifts, int inner, int kernel_t, int stride, int dilation,"
+    "_block_narrow_run_cuda(Tensor x, Tensor weights, Tensor shifts, int inner, int kernel_t, int stride, int dilation,"
     " bool shortcut, int[] tile, Tensor(a!) out) -> ()"
 )
-define_native("_point_run_cuda(Tensor x, Tensor weights, Tensor shift, int kernel_t, Tensor(a!) out) -> ()")
 define_native(
-    "_block_tail_run_cuda(Tensor inner, Tensor x, Tensor weights, Tensor shifts, int stride, int dilation,"
+    "_block_wide_a_run_cuda(Tensor x, Tensor weights, Tensor shift, int kernel_t, Tensor(a!) out) -> ()"
+)
+define_native(
+    "_block_wide_rest_run_cuda(Tensor inner, Tensor x, Tensor weights, Tensor shifts, int stride, int dilation,"
     " bool shortcut, int[] tile, Tensor(a!) out, Tensor(b!)? following) -> ()"
 )
 define_native(
-    "_whole_block_run_cuda(Tensor x, Tensor weights_a, Tensor shift_a, Tensor weights, Tensor shifts, int dilation,"
+    "_block_wide_one_run_cuda(Tensor x, Tensor weights_a, Tensor shift_a, Tensor weights, Tensor shifts, int dilation,"
     " bool shortcut, int[] tile, int blocks, Tensor(a!) out) -> ()"
 )
 
 DTYPES = (torch.bfloat16, torch.float16)
-TUNER = autotune.Tuner("bottleneck3d", cuda=("bottleneck",))
+TUNER = autotune.Tuner("bottleneck3d", cuda=("block",))
 
 
 def _takes(x: torch.Tensor) -> bool:
@@ -93,7 +95,7 @@ def run_packed(
         config = found
     if packed.weights_a is None:
         assert isinstance(config, Tiles)
-        torch.ops.slowfast._fast_block_run_cuda(
+        torch.ops.slowfast._block_narrow_run_cuda(
             x, packed.weights, packed.shifts, packed.inner, packed.kernel_t, stride, dilation, packed.shortcut,
             [config.height, config.width, config.frames], out,
         )  # fmt: skip
@@ -104,7 +106,7 @@ def run_packed(
             raise ValueError(
                 f"config: expected tiles of a block in two kernels, which alone chain, got {config}"
             )
-        torch.ops.slowfast._whole_block_run_cuda(
+        torch.ops.slowfast._block_wide_one_run_cuda(
             x, packed.weights_a, packed.shift_a, packed.weights, packed.shifts, dilation, packed.shortcut,
             [config.height, config.width], limits(x.device)[0], out,
         )  # fmt: skip
@@ -112,8 +114,8 @@ def run_packed(
     if inner is None:
         inner = empty_channels_last(x, [x.shape[0], packed.inner, *x.shape[2:]])
     if not ready:
-        torch.ops.slowfast._point_run_cuda(x, packed.weights_a, packed.shift_a, packed.kernel_t, inner)
-    torch.ops.slowfast._block_tail_run_cuda(
+        torch.ops.slowfast._block_wide_a_run_cuda(x, packed.weights_a, packed.shift_a, packed.kernel_t, inner)
+    torch.ops.slowfast._block_wide_rest_run_cuda(
         inner, x, packed.weights, packed.shifts, stride, dilation, packed.shortcut,
         [config.height, config.width], out, following,
     )  # fmt: skip

@@ -36,7 +36,7 @@ def _pitch(channels: int) -> int:
 
 
 def shared_bytes(packed: Packed, tiles: Tiles, stride: int, dilation: int) -> int:
-    """Shared memory of a block of threads; as fast_block_shared of bottleneck.cuh counts it."""
+    """Shared memory of a block of threads; as block_narrow_shared of block_narrow.cuh counts it."""
     height, width = ((n - 1) * stride + 2 * dilation + 1 for n in (tiles.height, tiles.width))
     halo, rows = height * width, -(-tiles.height * tiles.width // 32) * 32
     ring = max(packed.kernel_t, 2) + 1
@@ -128,7 +128,7 @@ class TailTiles:
 
 
 def tail_shared_bytes(packed: Packed, tiles: TailTiles, stride: int, dilation: int) -> int:
-    """Shared memory of a block of threads; as tail_shared of bottleneck_bc.cuh counts it."""
+    """Shared memory of a block of threads; as block_wide_rest_shared of block_wide.cuh counts it."""
     height, width = ((n - 1) * stride + 2 * dilation + 1 for n in (tiles.height, tiles.width))
     rows = 64 if tiles.height * tiles.width <= 64 else 128
     maps = height * width * _pitch(packed.inner) * 2
@@ -190,7 +190,7 @@ def whole_refuses(packed: Packed, stride: int) -> str | None:
 
 
 def whole_shared_bytes(packed: Packed, tiles: TailTiles, dilation: int) -> int:
-    """Shared memory of a block of threads; as whole_shared of bottleneck_whole.cuh counts it."""
+    """Shared memory of a block of threads; as block_wide_one_shared of block_wide_one.cuh counts it."""
     halo = (tiles.height + 2 * dilation) * (tiles.width + 2 * dilation)
     steps = -(-packed.cin // 16)
     weights = steps + 36 + -(-packed.cout // 64) * (4 + (steps if packed.shortcut else 0))

@@ -1,4 +1,4 @@
-// A whole narrow residual block (Fast pathway) in one kernel: relu(c(relu(b(relu(a(x))))) + shortcut(x)).
+// A narrow residual block (Fast pathway) in one kernel: relu(c(relu(b(relu(a(x))))) + shortcut(x)).
 //
 // A block of threads owns a tile of output pixels of one clip and marches through a segment of its frames.
 // Shared memory holds a ring of input frames with the tile's halo, two frames of conv_a's result over the
@@ -8,12 +8,12 @@
 // convolution, is still in the ring.
 #pragma once
 
-#include "cuda/bottleneck_tile.cuh"
+#include "cuda/block_mma.cuh"
 
 namespace slowfast::cuda {
 
 template <class T>
-struct FastBlock {
+struct BlockNarrowParams {
     const T* x;
     T* out;
     const T* weights;            // packed: a, b, c and the shortcut's
@@ -25,7 +25,7 @@ struct FastBlock {
 };
 
 // Where things lie in shared memory, in bytes from its start; multiples of 16.
-struct FastBlockShared {
+struct BlockNarrowShared {
     int halo_h, halo_w, halo, rows;  // pixels of the halo; output pixels rounded up to whole tasks
     int ring, x_pitch, x_frame;      // frames; elements
     int a_frame;                     // elements
@@ -34,15 +34,16 @@ struct FastBlockShared {
     int64_t bytes;
 };
 
-constexpr int kFastBlockRows = 32;  // of a task: two tensor-core tiles
+constexpr int kNarrowRows = 32;  // of a task: two tensor-core tiles
 
-SF_HOST_DEVICE FastBlockShared fast_block_shared(int inner, int cin, int cout, bool shortcut, int kernel_t,
-                                                 int stride, int dilation, int tile_h, int tile_w) {
-    FastBlockShared s;
+SF_HOST_DEVICE BlockNarrowShared block_narrow_shared(int inner, int cin, int cout, bool shortcut,
+                                                     int kernel_t, int stride, int dilation, int tile_h,
+                                                     int tile_w) {
+    BlockNarrowShared s;
     s.halo_h = (tile_h - 1) * stride + 2 * dilation + 1;
     s.halo_w = (tile_w - 1) * stride + 2 * dilation + 1;
     s.halo = s.halo_h * s.halo_w;
-    s.rows = round_up(tile_h * tile_w, kFastBlockRows);
+    s.rows = round_up(tile_h * tile_w, kNarrowRows);
     // The frames that a phase reads, and the one on its way.
     s.ring = (kernel_t > 2 ? kernel_t : 2) + 1;
     s.x_pitch = tile::row_pitch(cin);
@@ -70,21 +71,21 @@ SF_HOST_DEVICE FastBlockShared fast_block_shared(int inner, int cin, int cout, b
     return s;
 }
 
-SF_HOST_DEVICE constexpr int fast_block_threads(int inner) {
+SF_HOST_DEVICE constexpr int block_narrow_threads(int inner) {
     return inner >= 32 ? 256 : 128;
 }
-SF_HOST_DEVICE constexpr int fast_block_resident(int inner) {
+SF_HOST_DEVICE constexpr int block_narrow_resident(int inner) {
     return inner >= 32 ? 1 : inner >= 16 ? 3 : 4;
 }
 
 template <class T, int C, bool Shortcut>
-SF_KERNEL SF_LAUNCH_BOUNDS(fast_block_threads(C),
-                           fast_block_resident(C)) void fast_block_kernel(const FastBlock<T> p) {
-    constexpr int kThreads = fast_block_threads(C), kWarps = kThreads / kWarp;
+SF_KERNEL SF_LAUNCH_BOUNDS(block_narrow_threads(C),
+                           block_narrow_resident(C)) void block_narrow_kernel(const BlockNarrowParams<T> p) {
+    constexpr int kThreads = block_narrow_threads(C), kWarps = kThreads / kWarp;
     constexpr int kTiles = C / 8, kPitch = tile::row_pitch(C), kStep = tile::step_elements(C);
-    constexpr int kM = kFastBlockRows / 16;
-    const FastBlockShared s =
-        fast_block_shared(C, p.cin, p.cout, Shortcut, p.kernel_t, p.stride, p.dilation, p.tile_h, p.tile_w);
+    constexpr int kM = kNarrowRows / 16;
+    const BlockNarrowShared s =
+        block_narrow_shared(C, p.cin, p.cout, Shortcut, p.kernel_t, p.stride, p.dilation, p.tile_h, p.tile_w);
     unsigned char* shared = dynamic_shared<unsigned char>();
     T* ring = reinterpret_cast<T*>(shared + s.at_ring);
     T* a_result = reinterpret_cast<T*>(shared + s.at_a);
@@ -114,15 +115,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(fast_block_threads(C),
         const int v = out_x * p.stride - p.dilation + i % s.halo_w;
         inside[i] = y >= 0 && y < p.height && v >= 0 && v < p.width ? y * p.width + v : -1;
     }
-    // Rows that stand for no pixel read what the one before them reads.
-    const int line = tile::line_rows(p.tile_h, p.tile_w, s.rows);
-    for (int i = thread_x(); i < s.rows; i += kThreads) {
-        const int y = i / line, v = i % line;
-        const bool in_tile = y < p.tile_h && v < p.tile_w;
-        window[i] = y < p.tile_h ? (y * s.halo_w + (v < p.tile_w ? v : p.tile_w - 1)) * p.stride : 0;
-        const bool in_frame = in_tile && out_y + y < p.out_height && out_x + v < p.out_width;
-        out_at[i] = in_frame ? (out_y + y) * p.out_width + out_x + v : -1;
-    }
+    tile::place<kThreads>(window, out_at, s.rows, s.halo_w, out_y, out_x, p);
     for (int i = thread_x(); i < s.weight_elements / 8; i += kThreads) {
         cp_async16(weights + 8 * i, p.weights + 8 * i);
     }
@@ -167,7 +160,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(fast_block_threads(C),
     const T* weights_b = weights + p.kernel_t * x_steps * kStep;
     const T* weights_c = weights_b + ceil_div(9 * C, 16) * kStep;
     const T* weights_s = weights_c + ceil_div(C, 16) * 16 * s.wide;
-    const int a_tasks = ceil_div(s.halo, kFastBlockRows), b_tasks = s.rows / kFastBlockRows;
+    const int a_tasks = ceil_div(s.halo, kNarrowRows), b_tasks = s.rows / kNarrowRows;
     const int group = reversed_row(lane() / 4), quarter = lane() % 4;
     const int load_row = lane() / 8 % 2 * 8 + reversed_row(lane() % 8);  // of a tile of 16
 
@@ -185,7 +178,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(fast_block_threads(C),
                 // --- conv_a: 32 pixels of the halo
                 constexpr int kJoined = tile::joined(C);
                 T* result = a_result + (u + 1) % 2 * s.a_frame;
-                const int row0 = task * kFastBlockRows;
+                const int row0 = task * kNarrowRows;
                 int at[kM];
                 SF_UNROLL
                 for (int m = 0; m < kM; ++m) {
@@ -219,7 +212,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(fast_block_threads(C),
                 continue;
             }
             // --- conv_b and conv_c: 32 output pixels
-            const int row0 = (task - a_count) * kFastBlockRows;
+            const int row0 = (task - a_count) * kNarrowRows;
             const T* a_frame = a_result + (u + 2) % 2 * s.a_frame;
             uint32_t middle[kM][(kTiles + 1) / 2][4];
             {

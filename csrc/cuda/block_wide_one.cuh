@@ -1,4 +1,4 @@
-// A whole residual block with an inner width of 64 (Slow pathway's res2) in one kernel.
+// A wide residual block of inner width 64 (Slow pathway's res2) in one kernel.
 //
 // Blocks of threads stay: each keeps the weights of all convolutions in shared memory and walks over tiles of
 // output pixels, each of one frame. The block's input comes in chunks of 32 channels through a ring of
@@ -10,12 +10,12 @@
 // hold all of it, so that nothing is fetched ahead.
 #pragma once
 
-#include "cuda/bottleneck_tile.cuh"
+#include "cuda/block_mma.cuh"
 
 namespace slowfast::cuda {
 
 template <class T>
-struct WholeBlock {
+struct BlockWideOneParams {
     const T* x;
     T* out;
     const T* weights_a;    // packed
@@ -27,56 +27,57 @@ struct WholeBlock {
     int tile_h, tile_w, tiles;
 };
 
-constexpr int kWholeInner = 64, kWholeThreads = 256, kWholeRows = 256;  // rows: pixels of a halo tile
-constexpr int kWholeChunk = 32, kWholeStages = 3;                       // channels of a stage
-constexpr int kWholeColumns = 64;                                       // of conv_c at a time
-constexpr int kWholeStep = tile::step_elements(kWholeColumns);          // packed weights of 16 products
-constexpr int kWholeStepsB = 9 * kWholeInner / 16, kWholeStepsC = kWholeInner / 16;
+constexpr int kWideOneInner = 64, kWideOneThreads = 256, kWideOneRows = 256;  // rows: pixels of a halo tile
+constexpr int kWideOneChunk = 32, kWideOneStages = 3;                         // channels of a stage
+constexpr int kWideOneColumns = 64;                                           // of conv_c at a time
+constexpr int kWideOneStep = tile::step_elements(kWideOneColumns);            // packed weights of 16 products
+constexpr int kWideOneStepsB = 9 * kWideOneInner / 16, kWideOneStepsC = kWideOneInner / 16;
 
-struct WholeBlockShared {
+struct BlockWideOneShared {
     int halo_w, halo, rows;            // pixels of the halo tile, and that in whole 32s
     int steps_a, steps_n;              // steps of 16 products: of conv_a, of 64 channels of the result
     int at_b, at_c, at_maps, at_ring;  // bytes
     int64_t bytes;
 };
-SF_HOST_DEVICE WholeBlockShared whole_shared(int cin, int cout, bool shortcut, int dilation, int tile_h,
-                                             int tile_w) {
-    WholeBlockShared s;
+SF_HOST_DEVICE BlockWideOneShared block_wide_one_shared(int cin, int cout, bool shortcut, int dilation,
+                                                        int tile_h, int tile_w) {
+    BlockWideOneShared s;
     s.halo_w = tile_w + 2 * dilation;
     s.halo = s.halo_w * (tile_h + 2 * dilation);
     s.rows = round_up(s.halo, 32);
     s.steps_a = ceil_div(cin, 16);
-    s.steps_n = kWholeStepsC + (shortcut ? s.steps_a : 0);
-    s.at_b = s.steps_a * kWholeStep * 2;
-    s.at_c = s.at_b + kWholeStepsB * kWholeStep * 2;
-    s.at_maps = s.at_c + ceil_div(cout, kWholeColumns) * s.steps_n * kWholeStep * 2;
-    s.at_ring = s.at_maps + s.halo * tile::row_pitch(kWholeInner) * 2;
-    s.bytes = int64_t(s.at_ring) + kWholeStages * s.rows * kWholeChunk * 2;
+    s.steps_n = kWideOneStepsC + (shortcut ? s.steps_a : 0);
+    s.at_b = s.steps_a * kWideOneStep * 2;
+    s.at_c = s.at_b + kWideOneStepsB * kWideOneStep * 2;
+    s.at_maps = s.at_c + ceil_div(cout, kWideOneColumns) * s.steps_n * kWideOneStep * 2;
+    s.at_ring = s.at_maps + s.halo * tile::row_pitch(kWideOneInner) * 2;
+    s.bytes = int64_t(s.at_ring) + kWideOneStages * s.rows * kWideOneChunk * 2;
     return s;
 }
 
 // 16-byte unit `unit` of a row of a stage: swapped such that the eight rows of an ldmatrix tile fall into
 // different banks.
-SF_DEVICE int whole_unit(int row, int unit) {
-    return row * kWholeChunk + 8 * (unit ^ (row / 2 % 4));
+SF_DEVICE int wide_one_unit(int row, int unit) {
+    return row * kWideOneChunk + 8 * (unit ^ (row / 2 % 4));
 }
 
 template <class T, bool Shortcut>
-SF_KERNEL SF_LAUNCH_BOUNDS(kWholeThreads, 1) void whole_kernel(const WholeBlock<T> p) {
-    constexpr int kPitch = tile::row_pitch(kWholeInner), kTiles = kWholeInner / 8;
-    constexpr int kUnits = kWholeChunk / 8, kRowsOnce = kWholeThreads / kUnits;
-    constexpr int kRowsEach = kWholeRows / kRowsOnce;
-    const WholeBlockShared s = whole_shared(p.cin, p.cout, Shortcut, p.dilation, p.tile_h, p.tile_w);
+SF_KERNEL SF_LAUNCH_BOUNDS(kWideOneThreads, 1) void block_wide_one_kernel(const BlockWideOneParams<T> p) {
+    constexpr int kPitch = tile::row_pitch(kWideOneInner), kTiles = kWideOneInner / 8;
+    constexpr int kUnits = kWideOneChunk / 8, kRowsOnce = kWideOneThreads / kUnits;
+    constexpr int kRowsEach = kWideOneRows / kRowsOnce;
+    const BlockWideOneShared s =
+        block_wide_one_shared(p.cin, p.cout, Shortcut, p.dilation, p.tile_h, p.tile_w);
     unsigned char* shared = dynamic_shared<unsigned char>();
     T* weights_a = reinterpret_cast<T*>(shared);
     T* weights_b = reinterpret_cast<T*>(shared + s.at_b);
     T* weights_c = reinterpret_cast<T*>(shared + s.at_c);
     T* maps = reinterpret_cast<T*>(shared + s.at_maps);
     T* ring = reinterpret_cast<T*>(shared + s.at_ring);
-    const int stage = s.rows * kWholeChunk;  // elements
+    const int stage = s.rows * kWideOneChunk;  // elements
 
     const int tiles_w = ceil_div(p.width, p.tile_w), tiles_h = ceil_div(p.height, p.tile_h);
-    const int chunks = ceil_div(p.cin, kWholeChunk);
+    const int chunks = ceil_div(p.cin, kWideOneChunk);
 
     // What this thread fetches: its rows of tile `to_fetch`, chunk by chunk.
     const int unit = thread_x() % kUnits, fetch_row = thread_x() / kUnits;
@@ -98,15 +99,15 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kWholeThreads, 1) void whole_kernel(const WholeBlock<
                     fetch_at[i] = inside ? y * p.width + v : -1;
                 }
             }
-            const int channel = chunk_to_fetch * kWholeChunk;
+            const int channel = chunk_to_fetch * kWideOneChunk;
             const bool has = channel + 8 * unit < p.cin;
-            T* to = ring + fetched % kWholeStages * stage;
+            T* to = ring + fetched % kWideOneStages * stage;
             SF_UNROLL
             for (int i = 0; i < kRowsEach; ++i) {
                 const int row = fetch_row + i * kRowsOnce;
                 const bool valid = has && fetch_at[i] >= 0;
                 if (row < s.rows) {
-                    cp_async16(to + whole_unit(row, unit),
+                    cp_async16(to + wide_one_unit(row, unit),
                                valid ? fetch_from + fetch_at[i] * p.x_pitch + channel : p.x, valid);
                 }
             }
@@ -121,26 +122,26 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kWholeThreads, 1) void whole_kernel(const WholeBlock<
 
     // Weights: of conv_c and the shortcut only the steps that hold products.
     auto bring = [&](T* to, const T* from, int elements) {
-        for (int i = 8 * thread_x(); i < elements; i += 8 * kWholeThreads) cp_async16(to + i, from + i);
+        for (int i = 8 * thread_x(); i < elements; i += 8 * kWideOneThreads) cp_async16(to + i, from + i);
     };
-    bring(weights_a, p.weights_a, s.steps_a * kWholeStep);
-    bring(weights_b, p.weights, kWholeStepsB * kWholeStep);
+    bring(weights_a, p.weights_a, s.steps_a * kWideOneStep);
+    bring(weights_b, p.weights, kWideOneStepsB * kWideOneStep);
     {
-        const int packed = Shortcut ? kWholeStepsC + round_up(s.steps_a, kWholeStepsC) : kWholeStepsC;
-        const T* from = p.weights + kWholeStepsB * kWholeStep;
-        for (int n = 0; n < ceil_div(p.cout, kWholeColumns); ++n) {
-            bring(weights_c + n * s.steps_n * kWholeStep, from + int64_t(n) * packed * kWholeStep,
-                  s.steps_n * kWholeStep);
+        const int packed = Shortcut ? kWideOneStepsC + round_up(s.steps_a, kWideOneStepsC) : kWideOneStepsC;
+        const T* from = p.weights + kWideOneStepsB * kWideOneStep;
+        for (int n = 0; n < ceil_div(p.cout, kWideOneColumns); ++n) {
+            bring(weights_c + n * s.steps_n * kWideOneStep, from + int64_t(n) * packed * kWideOneStep,
+                  s.steps_n * kWideOneStep);
         }
     }
     cp_async_commit();
     if constexpr (!Shortcut) {
         SF_UNROLL
-        for (int i = 0; i < kWholeStages - 1; ++i) fetch();
+        for (int i = 0; i < kWideOneStages - 1; ++i) fetch();
     }
 
     // Rows that stand for no pixel read what the one before them reads.
-    const int line = tile::line_rows(p.tile_h, p.tile_w, kWholeRows);
+    const int line = tile::line_rows(p.tile_h, p.tile_w, kWideOneRows);
     const int warp_row = 32 * warp(), group = lane() / 4, quarter = lane() % 4;
     const int load_row = lane() / 8 % 2 * 8 + reversed_row(lane() % 8);  // of 16 pixels of the halo tile
     const bool has_halo = warp_row < s.halo, has_output = warp_row < line * p.tile_h;
@@ -168,23 +169,23 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kWholeThreads, 1) void whole_kernel(const WholeBlock<
             tile::clear(acc);
             for (int chunk = 0; chunk < chunks; ++chunk, ++used) {
                 if constexpr (!Shortcut) {
-                    cp_async_wait<kWholeStages - 2>();
+                    cp_async_wait<kWideOneStages - 2>();
                     syncthreads();
                     fetch();
                 }
                 if (has_halo) {
-                    const T* from = ring + used % kWholeStages * stage;
+                    const T* from = ring + used % kWideOneStages * stage;
                     SF_UNROLL
-                    for (int k = 0; k < kWholeChunk / 16; ++k) {
-                        const int step = chunk * (kWholeChunk / 16) + k;
+                    for (int k = 0; k < kWideOneChunk / 16; ++k) {
+                        const int step = chunk * (kWideOneChunk / 16) + k;
                         if (step < s.steps_a) {
                             const T* rows[2];
                             SF_UNROLL
                             for (int m = 0; m < 2; ++m) {
                                 rows[m] =
-                                    from + whole_unit(warp_row + 16 * m + load_row, 2 * k + lane() / 16);
+                                    from + wide_one_unit(warp_row + 16 * m + load_row, 2 * k + lane() / 16);
                             }
-                            tile::multiply16<T, 2, kTiles>(acc, rows, weights_a + step * kWholeStep);
+                            tile::multiply16<T, 2, kTiles>(acc, rows, weights_a + step * kWideOneStep);
                         }
                     }
                 }
@@ -210,19 +211,19 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kWholeThreads, 1) void whole_kernel(const WholeBlock<
         }
         syncthreads();
         if (!has_output) continue;  // meets the others at the next tile's first barrier
-        uint32_t middle[2][kWholeStepsC][4];
+        uint32_t middle[2][kWideOneStepsC][4];
         {  // conv_b
             float acc[2][kTiles][4];
             tile::clear(acc);
             const T* rows[2] = {maps + window[0] * kPitch + lane() / 16 * 8,
                                 maps + window[1] * kPitch + lane() / 16 * 8};
             const T* weights = weights_b;
-            for (int tap = 0; tap < 9; ++tap, weights += kWholeStepsC * kWholeStep) {
+            for (int tap = 0; tap < 9; ++tap, weights += kWideOneStepsC * kWideOneStep) {
                 const int tap_at = (tap / 3 * s.halo_w + tap % 3) * p.dilation * kPitch;
                 SF_UNROLL
-                for (int k = 0; k < kWholeStepsC; ++k) {
+                for (int k = 0; k < kWideOneStepsC; ++k) {
                     const T* shifted[2] = {rows[0] + tap_at + 16 * k, rows[1] + tap_at + 16 * k};
-                    tile::multiply16<T, 2, kTiles>(acc, shifted, weights + k * kWholeStep);
+                    tile::multiply16<T, 2, kTiles>(acc, shifted, weights + k * kWideOneStep);
                 }
             }
             SF_UNROLL
@@ -241,7 +242,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kWholeThreads, 1) void whole_kernel(const WholeBlock<
         const T* x = p.x + frame_at * p.x_pitch;
         T* out = p.out + frame_at * p.out_pitch;
         const T* weights = weights_c;
-        for (int n = 0; n < p.cout; n += kWholeColumns) {
+        for (int n = 0; n < p.cout; n += kWideOneColumns) {
             Vec<T, 8> residual[4][2];
             if constexpr (!Shortcut) {  // on its way while the products are formed
                 SF_UNROLL
@@ -258,7 +259,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kWholeThreads, 1) void whole_kernel(const WholeBlock<
             float acc[2][8][4];
             tile::clear(acc);
             SF_UNROLL
-            for (int k = 0; k < kWholeStepsC; ++k, weights += kWholeStep) {
+            for (int k = 0; k < kWideOneStepsC; ++k, weights += kWideOneStep) {
                 uint32_t b[8][2];
                 tile::load_weights<8>(b, weights);
                 SF_UNROLL
@@ -269,10 +270,11 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kWholeThreads, 1) void whole_kernel(const WholeBlock<
             }
             if constexpr (Shortcut) {
                 const int first = used - chunks;
-                for (int step = 0; step < s.steps_a; ++step, weights += kWholeStep) {
-                    const T* from = ring + (first + step / 2) % kWholeStages * stage;
-                    const T* rows[2] = {from + whole_unit(window[0] + centre, 2 * (step % 2) + lane() / 16),
-                                        from + whole_unit(window[1] + centre, 2 * (step % 2) + lane() / 16)};
+                for (int step = 0; step < s.steps_a; ++step, weights += kWideOneStep) {
+                    const T* from = ring + (first + step / 2) % kWideOneStages * stage;
+                    const T* rows[2] = {
+                        from + wide_one_unit(window[0] + centre, 2 * (step % 2) + lane() / 16),
+                        from + wide_one_unit(window[1] + centre, 2 * (step % 2) + lane() / 16)};
                     tile::multiply16<T, 2, 8>(acc, rows, weights);
                 }
             }
@@ -280,7 +282,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kWholeThreads, 1) void whole_kernel(const WholeBlock<
             for (int q = 0; q < 2; ++q) {
                 const int channel = n + 32 * q + 8 * quarter;
                 if (channel >= p.cout) continue;
-                const auto shift = load_run<8>(p.shifts + kWholeInner + channel);
+                const auto shift = load_run<8>(p.shifts + kWideOneInner + channel);
                 SF_UNROLL
                 for (int i = 0; i < 4; ++i) {
                     if (pixel[i] < 0) continue;

@@ -1,9 +1,9 @@
-// Tensor-core tiles as the bottleneck kernels share them.
+// Tiles of the block kernels: of output pixels, and of the tensor cores.
 //
-// Weights come packed as the second operand's fragments (ops/bottleneck3d/cuda.py):
-// per 16 products and two tiles of eight channels, each lane's four registers
-// together, so that one 16-byte load feeds two instructions. The order of the channels
-// in the tiles is chosen such that a lane's results are neighbours in memory.
+// Weights come packed as the second operand's fragments (ops/bottleneck3d/cuda_pack.py): per 16 products and
+// two tiles of eight channels, each lane's four registers together, so that one 16-byte load feeds two
+// instructions. The order of the channels in the tiles is chosen such that a lane's results are neighbours in
+// memory.
 #pragma once
 
 #include "cuda/primitives.cuh"
@@ -161,6 +161,20 @@ SF_DEVICE void clear(float (&acc)[M][Tiles][4]) {
 SF_DEVICE int line_rows(int tile_h, int tile_w, int rows) {
     const int eights = round_up(tile_w, 8);
     return eights * tile_h <= rows ? eights : tile_w;
+}
+
+// Of every row of the tile at (out_y, out_x): the first pixel of its window in the halo tile, and its index
+// in the frame of the result, or -1. Rows that stand for no pixel read what the one before them reads.
+template <int Threads, class Params>
+SF_DEVICE void place(int* window, int* out_at, int rows, int halo_w, int out_y, int out_x, const Params& p) {
+    const int line = line_rows(p.tile_h, p.tile_w, rows);
+    for (int i = thread_x(); i < rows; i += Threads) {
+        const int y = i / line, v = i % line;
+        const bool in_tile = y < p.tile_h && v < p.tile_w;
+        window[i] = y < p.tile_h ? (y * halo_w + (v < p.tile_w ? v : p.tile_w - 1)) * p.stride : 0;
+        const bool in_frame = in_tile && out_y + y < p.out_height && out_x + v < p.out_width;
+        out_at[i] = in_frame ? (out_y + y) * p.out_width + out_x + v : -1;
+    }
 }
 
 // relu(acc + shift [+ residual]) of eight channels, rounded once.

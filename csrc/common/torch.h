@@ -1,4 +1,4 @@
-// Torch's stable ABI as the CUDA ops use it; nothing here needs nvcc.
+// Torch's stable ABI as the native ops use it; nothing here needs nvcc.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -11,10 +11,10 @@
 #include <optional>
 #include <vector>
 
-namespace slowfast::cuda {
+namespace slowfast {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Ints = std::vector<int64_t>;
 
-}  // namespace slowfast::cuda
+}  // namespace slowfast

@@ -1,23 +1,23 @@
 // A wide residual block (Slow pathway's res2 and res3, Fast's res5) in two kernels: conv_a by itself, then
-// conv_b + conv_c + shortcut + ReLU.
+// the rest, conv_b + conv_c + shortcut + ReLU.
 //
-// point_kernel: kt x 1 x 1 convolution, a product of matrices whose rows are pixels; operands
-// through a ring of stages in shared memory. tail_kernel: a block of threads owns a tile of
-// output pixels of one frame. conv_a's result lies in shared memory with the tile's halo; the
-// weights stream through a ring of stages, all of one size, in the order in which they are used.
-// conv_b's result stays in registers: it is the first operand of conv_c. The block's result can
-// be the first operand of the next block's conv_a in turn, as it lies in the registers it is
-// stored from; only the products of that conv_a's weights have to be in their order.
+// block_wide_a_kernel: kt x 1 x 1 convolution, a product of matrices whose rows are pixels; operands through
+// a ring of stages in shared memory. block_wide_rest_kernel: a block of threads owns a tile of output pixels
+// of one frame. conv_a's result lies in shared memory with the tile's halo; the weights stream through a ring
+// of stages, all of one size, in the order in which they are used. conv_b's result stays in registers: it is
+// the first operand of conv_c. The block's result can be the first operand of the next block's conv_a in
+// turn, as it lies in the registers it is stored from; only the products of that conv_a's weights have to be
+// in their order.
 #pragma once
 
-#include "cuda/bottleneck_tile.cuh"
+#include "cuda/block_mma.cuh"
 
 namespace slowfast::cuda {
 
 // --- conv_a ------------------------------------------------------------------------------------------------
 
 template <class T>
-struct Point {
+struct BlockWideAParams {
     const T* x;
     T* out;
     const T* weights;    // packed
@@ -27,24 +27,24 @@ struct Point {
     int cin, cout, kernel_t;
 };
 
-constexpr int kPointRows = 128, kPointColumns = 64, kPointSteps = 4, kPointStages = 3;
-constexpr int kPointPitch = 16 * kPointSteps + 8;
-constexpr int kPointThreads = 128;
+constexpr int kWideARows = 128, kWideAColumns = 64, kWideASteps = 4, kWideAStages = 3;
+constexpr int kWideAPitch = 16 * kWideASteps + 8;
+constexpr int kWideAThreads = 128;
 // Elements of a stage: pixels, then weights.
-constexpr int kPointStage = kPointRows * kPointPitch + kPointSteps * 16 * kPointColumns;
-constexpr int kPointShared = kPointStages * kPointStage * 2;
+constexpr int kWideAStage = kWideARows * kWideAPitch + kWideASteps * 16 * kWideAColumns;
+constexpr int kWideAShared = kWideAStages * kWideAStage * 2;
 
 template <class T>
-SF_KERNEL SF_LAUNCH_BOUNDS(kPointThreads, 2) void point_kernel(const Point<T> p) {
-    constexpr int kUnits = 2 * kPointSteps;            // of 16 bytes in a row of a stage
-    constexpr int kRowsOnce = kPointThreads / kUnits;  // rows that the threads bring at a time
-    constexpr int kRowsEach = kPointRows / kRowsOnce;  // rows that a thread brings
+SF_KERNEL SF_LAUNCH_BOUNDS(kWideAThreads, 2) void block_wide_a_kernel(const BlockWideAParams<T> p) {
+    constexpr int kUnits = 2 * kWideASteps;            // of 16 bytes in a row of a stage
+    constexpr int kRowsOnce = kWideAThreads / kUnits;  // rows that the threads bring at a time
+    constexpr int kRowsEach = kWideARows / kRowsOnce;  // rows that a thread brings
     T* ring = dynamic_shared<T>();
-    const int across = p.cout / kPointColumns;
-    const int column0 = block_x() % across * kPointColumns;
-    const int64_t pixel0 = int64_t(block_x() / across) * kPointRows;
+    const int across = p.cout / kWideAColumns;
+    const int column0 = block_x() % across * kWideAColumns;
+    const int64_t pixel0 = int64_t(block_x() / across) * kWideARows;
     const int tap_steps = ceil_div(p.cin, 16), steps = tap_steps * p.kernel_t;
-    const int chunks = ceil_div(steps, kPointSteps), reach = p.kernel_t / 2;
+    const int chunks = ceil_div(steps, kWideASteps), reach = p.kernel_t / 2;
 
     const int unit = thread_x() % kUnits, row0 = thread_x() / kUnits;
     int frame[kRowsEach];  // of every row that this thread brings
@@ -55,8 +55,8 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kPointThreads, 2) void point_kernel(const Point<T> p)
     }
     auto fetch = [&](int chunk) {
         if (chunk < chunks) {
-            T* to = ring + chunk % kPointStages * kPointStage;
-            const int step = chunk * kPointSteps + unit / 2;
+            T* to = ring + chunk % kWideAStages * kWideAStage;
+            const int step = chunk * kWideASteps + unit / 2;
             const int tap = step / tap_steps, channel = (step - tap * tap_steps) * 16 + unit % 2 * 8;
             const bool has = step < steps && channel < p.cin;
             const T* from =
@@ -65,15 +65,15 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kPointThreads, 2) void point_kernel(const Point<T> p)
             for (int i = 0; i < kRowsEach; ++i) {
                 const int f = frame[i] + tap - reach;
                 const bool valid = has && f >= 0 && f < p.frames;
-                cp_async16(to + (row0 + i * kRowsOnce) * kPointPitch + 8 * unit,
+                cp_async16(to + (row0 + i * kRowsOnce) * kWideAPitch + 8 * unit,
                            valid ? from + i * kRowsOnce * p.x_pitch : p.x, valid);
             }
-            T* weights = to + kPointRows * kPointPitch;
-            constexpr int kStepUnits = 16 * kPointColumns / 8;
+            T* weights = to + kWideARows * kWideAPitch;
+            constexpr int kStepUnits = 16 * kWideAColumns / 8;
             SF_UNROLL
-            for (int i = 0; i < kPointSteps * kStepUnits / kPointThreads; ++i) {
-                const int at = thread_x() + i * kPointThreads;
-                const int s = chunk * kPointSteps + at / kStepUnits;
+            for (int i = 0; i < kWideASteps * kStepUnits / kWideAThreads; ++i) {
+                const int at = thread_x() + i * kWideAThreads;
+                const int s = chunk * kWideASteps + at / kStepUnits;
                 const bool valid = s < steps;
                 cp_async16(weights + 8 * at,
                            valid ? p.weights + 16 * (int64_t(s) * p.cout + column0) + 8 * (at % kStepUnits)
@@ -84,21 +84,21 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kPointThreads, 2) void point_kernel(const Point<T> p)
         cp_async_commit();
     };
     SF_UNROLL
-    for (int i = 0; i < kPointStages - 1; ++i) fetch(i);
+    for (int i = 0; i < kWideAStages - 1; ++i) fetch(i);
 
     float acc[2][8][4];
     tile::clear(acc);
     const int row = 32 * warp() + lane() % 16;
     for (int chunk = 0; chunk < chunks; ++chunk) {
-        cp_async_wait<kPointStages - 2>();
+        cp_async_wait<kWideAStages - 2>();
         syncthreads();
-        fetch(chunk + kPointStages - 1);
-        const T* stage = ring + chunk % kPointStages * kPointStage;
-        const T* rows[2] = {stage + row * kPointPitch + lane() / 16 * 8,
-                            stage + (row + 16) * kPointPitch + lane() / 16 * 8};
+        fetch(chunk + kWideAStages - 1);
+        const T* stage = ring + chunk % kWideAStages * kWideAStage;
+        const T* rows[2] = {stage + row * kWideAPitch + lane() / 16 * 8,
+                            stage + (row + 16) * kWideAPitch + lane() / 16 * 8};
         SF_UNROLL
-        for (int s = 0; s < kPointSteps; ++s) {
-            tile::multiply16<T, 2, 8>(acc, rows, stage + kPointRows * kPointPitch + s * 16 * kPointColumns);
+        for (int s = 0; s < kWideASteps; ++s) {
+            tile::multiply16<T, 2, 8>(acc, rows, stage + kWideARows * kWideAPitch + s * 16 * kWideAColumns);
             rows[0] += 16;
             rows[1] += 16;
         }
@@ -124,7 +124,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kPointThreads, 2) void point_kernel(const Point<T> p)
 // --- conv_b, conv_c ----------------------------------------------------------------------------------------
 
 template <class T>
-struct BlockTail {
+struct BlockWideRestParams {
     const T* inner;  // conv_a's result
     const T* x;      // the block's input
     T* out;
@@ -137,34 +137,35 @@ struct BlockTail {
     int tile_h, tile_w;
 };
 
-constexpr int kTailThreads = 128, kTailStages = 3, kTailColumns = 64;
+constexpr int kWideRestThreads = 128, kWideRestStages = 3, kWideRestColumns = 64;
 
 // Stages of the shortcut's weights for 64 channels of the result.
-SF_HOST_DEVICE constexpr int tail_shortcut_stages(int inner, int cin) {
+SF_HOST_DEVICE constexpr int wide_rest_shortcut_stages(int inner, int cin) {
     return ceil_div(ceil_div(cin, 16), inner / 16);
 }
 // Elements of a stage: four steps of conv_b or of the next conv_a, or 64 channels of conv_c.
-SF_HOST_DEVICE constexpr int tail_stage(int inner) {
+SF_HOST_DEVICE constexpr int wide_rest_stage(int inner) {
     return 64 * inner;
 }
-SF_HOST_DEVICE int tail_stages(int inner, int cin, int cout, bool shortcut, bool chained) {
-    const int each = 1 + (shortcut ? tail_shortcut_stages(inner, cin) : 0) + (chained ? 1 : 0);
-    return 9 * inner / 64 + ceil_div(cout, kTailColumns) * each;
+SF_HOST_DEVICE int wide_rest_stages(int inner, int cin, int cout, bool shortcut, bool chained) {
+    const int each = 1 + (shortcut ? wide_rest_shortcut_stages(inner, cin) : 0) + (chained ? 1 : 0);
+    return 9 * inner / 64 + ceil_div(cout, kWideRestColumns) * each;
 }
 // Whether conv_b's result waits in shared memory, because the next conv_a's sums take its registers.
-SF_HOST_DEVICE constexpr bool tail_keeps(int inner, int rows, bool chained) {
+SF_HOST_DEVICE constexpr bool wide_rest_keeps(int inner, int rows, bool chained) {
     return chained && inner == 128 && rows == 128;
 }
 
-struct BlockTailShared {
+struct BlockWideRestShared {
     int halo_h, halo_w, halo, x_pitch;
     int at_maps, at_middle, at_window, at_out;  // bytes; the ring of stages comes first
     int64_t bytes;
 };
 // rows: output pixels of a block of threads, 64 or 128.
-SF_HOST_DEVICE BlockTailShared tail_shared(int inner, int cin, bool shortcut, bool chained, int rows,
-                                           int stride, int dilation, int tile_h, int tile_w) {
-    BlockTailShared s;
+SF_HOST_DEVICE BlockWideRestShared block_wide_rest_shared(int inner, int cin, bool shortcut, bool chained,
+                                                          int rows, int stride, int dilation, int tile_h,
+                                                          int tile_w) {
+    BlockWideRestShared s;
     s.halo_h = (tile_h - 1) * stride + 2 * dilation + 1;
     s.halo_w = (tile_w - 1) * stride + 2 * dilation + 1;
     s.halo = s.halo_h * s.halo_w;
@@ -172,8 +173,9 @@ SF_HOST_DEVICE BlockTailShared tail_shared(int inner, int cin, bool shortcut, bo
     // The shortcut's operand and conv_c's take the place of conv_a's result when conv_b is done.
     const int64_t maps = int64_t(s.halo) * tile::row_pitch(inner) * 2;
     const int64_t operand = shortcut ? int64_t(rows) * s.x_pitch * 2 : 0;
-    const int64_t operands = operand + (tail_keeps(inner, rows, chained) ? int64_t(rows) * inner * 2 : 0);
-    int64_t at = int64_t(kTailStages) * tail_stage(inner) * 2;
+    const int64_t operands =
+        operand + (wide_rest_keeps(inner, rows, chained) ? int64_t(rows) * inner * 2 : 0);
+    int64_t at = int64_t(kWideRestStages) * wide_rest_stage(inner) * 2;
     s.at_maps = static_cast<int>(at);
     s.at_middle = static_cast<int>(at + operand);
     at += maps > operands ? maps : operands;
@@ -186,14 +188,16 @@ SF_HOST_DEVICE BlockTailShared tail_shared(int inner, int cin, bool shortcut, bo
 
 // M: tensor-core tiles of 16 output pixels of each of the four warps. Chained: with the next block's conv_a.
 template <class T, int C, int M, bool Shortcut, bool Chained>
-SF_KERNEL SF_LAUNCH_BOUNDS(kTailThreads,
-                           C == 64 && !(Chained && M == 2) ? 3 : 2) void tail_kernel(const BlockTail<T> p) {
-    constexpr int kRows = 64 * M, kTiles = C / 8, kPitch = tile::row_pitch(C), kStage = tail_stage(C);
-    constexpr int kSteps = C / 16;                 // of a stage of conv_c
-    constexpr int kNextSteps = kTailColumns / 16;  // of a stage of the next conv_a
-    constexpr bool kKeeps = tail_keeps(C, kRows, Chained);
-    const BlockTailShared s =
-        tail_shared(C, p.cin, Shortcut, Chained, kRows, p.stride, p.dilation, p.tile_h, p.tile_w);
+SF_KERNEL SF_LAUNCH_BOUNDS(kWideRestThreads,
+                           C == 64 && !(Chained && M == 2)
+                               ? 3
+                               : 2) void block_wide_rest_kernel(const BlockWideRestParams<T> p) {
+    constexpr int kRows = 64 * M, kTiles = C / 8, kPitch = tile::row_pitch(C), kStage = wide_rest_stage(C);
+    constexpr int kSteps = C / 16;                     // of a stage of conv_c
+    constexpr int kNextSteps = kWideRestColumns / 16;  // of a stage of the next conv_a
+    constexpr bool kKeeps = wide_rest_keeps(C, kRows, Chained);
+    const BlockWideRestShared s =
+        block_wide_rest_shared(C, p.cin, Shortcut, Chained, kRows, p.stride, p.dilation, p.tile_h, p.tile_w);
     unsigned char* shared = dynamic_shared<unsigned char>();
     T* ring = reinterpret_cast<T*>(shared);
     T* maps = reinterpret_cast<T*>(shared + s.at_maps);
@@ -210,20 +214,20 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kTailThreads,
     const T* x = p.x + frame * p.height * p.width * p.x_pitch;
     T* out = p.out + frame * p.out_height * p.out_width * p.out_pitch;
 
-    const int stages = tail_stages(C, p.cin, p.cout, Shortcut, Chained);
+    const int stages = wide_rest_stages(C, p.cin, p.cout, Shortcut, Chained);
     auto fetch = [&](int stage) {
         if (stage < stages) {
-            T* to = ring + stage % kTailStages * kStage;
+            T* to = ring + stage % kWideRestStages * kStage;
             const T* from = p.weights + int64_t(stage) * kStage;
             SF_UNROLL
-            for (int i = 0; i < kStage / 8 / kTailThreads; ++i) {
-                const int at = 8 * (thread_x() + i * kTailThreads);
+            for (int i = 0; i < kStage / 8 / kWideRestThreads; ++i) {
+                const int at = 8 * (thread_x() + i * kWideRestThreads);
                 cp_async16(to + at, from + at);
             }
         }
         cp_async_commit();
     };
-    for (int i = thread_x(); i < s.halo * (C / 8); i += kTailThreads) {
+    for (int i = thread_x(); i < s.halo * (C / 8); i += kWideRestThreads) {
         const int pixel = i / (C / 8), channel = i % (C / 8) * 8;
         const int y = out_y * p.stride - p.dilation + pixel / s.halo_w;
         const int v = out_x * p.stride - p.dilation + pixel % s.halo_w;
@@ -231,27 +235,19 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kTailThreads,
         cp_async16(maps + pixel * kPitch + channel,
                    valid ? inner + (int64_t(y) * p.width + v) * p.inner_pitch + channel : inner, valid);
     }
-    // Rows that stand for no pixel read what the one before them reads.
-    const int line = tile::line_rows(p.tile_h, p.tile_w, kRows);
-    for (int i = thread_x(); i < kRows; i += kTailThreads) {
-        const int y = i / line, v = i % line;
-        const bool in_tile = y < p.tile_h && v < p.tile_w;
-        window[i] = y < p.tile_h ? (y * s.halo_w + (v < p.tile_w ? v : p.tile_w - 1)) * p.stride : 0;
-        const bool in_frame = in_tile && out_y + y < p.out_height && out_x + v < p.out_width;
-        out_at[i] = in_frame ? (out_y + y) * p.out_width + out_x + v : -1;
-    }
+    tile::place<kWideRestThreads>(window, out_at, kRows, s.halo_w, out_y, out_x, p);
     SF_UNROLL
-    for (int i = 0; i < kTailStages - 1; ++i) fetch(i);  // the first group holds the maps as well
+    for (int i = 0; i < kWideRestStages - 1; ++i) fetch(i);  // the first group holds the maps as well
     syncthreads();
 
     const int row0 = 16 * M * warp();
     int stage = 0;
     // Makes the next stage readable and the one after the next on its way.
     auto next_stage = [&]() -> const T* {
-        cp_async_wait<kTailStages - 2>();
+        cp_async_wait<kWideRestStages - 2>();
         syncthreads();
-        fetch(stage + kTailStages - 1);
-        return ring + stage++ % kTailStages * kStage;
+        fetch(stage + kWideRestStages - 1);
+        return ring + stage++ % kWideRestStages * kStage;
     };
 
     // conv_b's result: in registers, or every lane's own vectors of it in shared memory.
@@ -295,7 +291,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kTailThreads,
     }
     if constexpr (Shortcut) {
         const int units = s.x_pitch / 8;
-        for (int i = thread_x(); i < kRows * units; i += kTailThreads) {
+        for (int i = thread_x(); i < kRows * units; i += kWideRestThreads) {
             const int row = i / units, channel = i % units * 8, pixel = out_at[row];
             const bool valid = pixel >= 0 && channel < p.cin;
             const int64_t from =
@@ -310,14 +306,14 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kTailThreads,
     const int group = lane() / 4, quarter = lane() % 4;
     float following[Chained ? M : 1][Chained ? kTiles : 1][4];
     if constexpr (Chained) tile::clear(following);
-    for (int n = 0; n < p.cout; n += kTailColumns) {
+    for (int n = 0; n < p.cout; n += kWideRestColumns) {
         float acc[M][8][4];
         tile::clear(acc);
         const T* weights = next_stage();
         SF_UNROLL
         for (int k = 0; k < kSteps; ++k) {
             uint32_t b[8][2];
-            tile::load_weights<8>(b, weights + k * 16 * kTailColumns);
+            tile::load_weights<8>(b, weights + k * 16 * kWideRestColumns);
             SF_UNROLL
             for (int m = 0; m < M; ++m) {
                 uint32_t a[4];
@@ -344,7 +340,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kTailThreads,
                 weights = next_stage();
                 const int some = x_steps - done < kSteps ? x_steps - done : kSteps;
                 for (int k = 0; k < some; ++k) {
-                    tile::multiply16<T, M, 8>(acc, rows, weights + k * 16 * kTailColumns);
+                    tile::multiply16<T, M, 8>(acc, rows, weights + k * 16 * kWideRestColumns);
                     SF_UNROLL
                     for (int m = 0; m < M; ++m) rows[m] += 16;
                 }
@@ -400,7 +396,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kTailThreads,
     }
     if constexpr (Chained) {
         T* to = p.following + frame * p.out_height * p.out_width * p.following_pitch;
-        const float* shifts = p.shifts + C + round_up(p.cout, kTailColumns) + 8 * quarter;
+        const float* shifts = p.shifts + C + round_up(p.cout, kWideRestColumns) + 8 * quarter;
         SF_UNROLL
         for (int q = 0; q < C / 32; ++q) {
             const auto shift = load_run<8>(shifts + 32 * q);
