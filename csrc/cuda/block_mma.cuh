@@ -118,16 +118,37 @@ SF_DEVICE void begin(float (&acc)[M][Tiles][4], const Vec<float, 2 * Tiles>& shi
     }
 }
 
-// Results of a 16-row tile, plus shift, clamped: the first operand of the next product. Tile j of eight
+// Results plus shift, clamped: a[k] is the first operand of step k of the next product. Tile j of eight
 // channels is columns 8 j to 8 j + 7; shift points to the first.
-template <class T, int Tiles>
-SF_DEVICE void to_operand(uint32_t (&a)[(Tiles + 1) / 2][4], const float (&acc)[Tiles][4],
+template <class T, int M, int Tiles>
+SF_DEVICE void to_operand(uint32_t (&a)[(Tiles + 1) / 2][M][4], const float (&acc)[M][Tiles][4],
                           const float* shift) {
     SF_UNROLL
-    for (int j = 0; j < Tiles; ++j) {
-        const auto s = load<2>(shift + 8 * j + lane() % 4 * 2);
-        a[j / 2][j % 2 * 2] = pack2_relu<T>(acc[j][0] + s[0], acc[j][1] + s[1]);
-        a[j / 2][j % 2 * 2 + 1] = pack2_relu<T>(acc[j][2] + s[0], acc[j][3] + s[1]);
+    for (int m = 0; m < M; ++m) {
+        SF_UNROLL
+        for (int j = 0; j < Tiles; ++j) {
+            const auto s = load<2>(shift + 8 * j + lane() % 4 * 2);
+            a[j / 2][m][j % 2 * 2] = pack2_relu<T>(acc[m][j][0] + s[0], acc[m][j][1] + s[1]);
+            a[j / 2][m][j % 2 * 2 + 1] = pack2_relu<T>(acc[m][j][2] + s[0], acc[m][j][3] + s[1]);
+        }
+    }
+}
+
+// acc[m][j] += the Products products of a[m] times step `weights`.
+template <class T, int Products = 16, int M, int Tiles>
+SF_DEVICE void multiply_operand(float (&acc)[M][Tiles][4], const uint32_t (&a)[M][4], const T* weights) {
+    uint32_t b[Tiles][2];
+    load_weights<Tiles>(b, weights);
+    SF_UNROLL
+    for (int m = 0; m < M; ++m) {
+        SF_UNROLL
+        for (int j = 0; j < Tiles; ++j) {
+            if constexpr (Products == 8) {
+                mma_m16n8k8<T>(acc[m][j], a[m], b[j]);
+            } else {
+                mma_m16n8k16<T>(acc[m][j], a[m], b[j]);
+            }
+        }
     }
 }
 

@@ -164,6 +164,122 @@ SF_KERNEL SF_LAUNCH_BOUNDS(block_narrow_threads(C),
     const int group = reversed_row(lane() / 4), quarter = lane() % 4;
     const int load_row = lane() / 8 % 2 * 8 + reversed_row(lane() % 8);  // of a tile of 16
 
+    // Of 32 pixels of the halo, for frame u + 1. place: of the first frame that it reads, in the ring.
+    auto conv_a = [&](int row0, int u, int place) {
+        constexpr int kJoined = tile::joined(C);
+        T* result = a_result + (u + 1) % 2 * s.a_frame;
+        int at[kM];
+        SF_UNROLL
+        for (int m = 0; m < kM; ++m) {
+            const int row = row0 + 16 * m + load_row;
+            at[m] = (row < s.halo ? row : s.halo - 1) * s.x_pitch;
+        }
+        float acc[kM][kTiles][4];
+        tile::begin(acc, load_run<2 * kJoined>(shifts + 2 * kJoined * quarter));
+        for (int tap = 0; tap < p.kernel_t; ++tap) {
+            const int frame = u + 1 + tap - reach;
+            if (frame < 0 || frame >= p.frames) continue;
+            const T* x_frame = ring + onward(place, tap) * s.x_frame;
+            const T* rows[kM];
+            SF_UNROLL
+            for (int m = 0; m < kM; ++m) rows[m] = x_frame + at[m];
+            tile::multiply_channels<T, kM, kTiles>(acc, rows, p.cin, weights + tap * x_steps * kStep, kStep);
+        }
+        SF_UNROLL
+        for (int m = 0; m < kM; ++m) {
+            SF_UNROLL
+            for (int half = 0; half < 2; ++half) {
+                const int row = row0 + 16 * m + 8 * half + group;
+                if (row >= s.halo) continue;
+                // The padding of conv_b is zero, whatever conv_a makes of pixels outside.
+                const bool in = inside[row] >= 0;
+                const auto v = relu_from_float<T>(tile::row_of<kJoined>(acc[m], half));
+                store(result + row * kPitch + 2 * kJoined * quarter, in ? v : Vec<T, 2 * kJoined>{});
+            }
+        }
+    };
+    // Of 32 output pixels of frame u.
+    using Middle = uint32_t[(kTiles + 1) / 2][kM][4];  // conv_b's result
+    auto conv_b = [&](Middle& middle, int row0, int u) {
+        const T* a_frame = a_result + (u + 2) % 2 * s.a_frame;
+        float acc[kM][kTiles][4];
+        tile::clear(acc);
+        const T* rows[kM];
+        SF_UNROLL
+        for (int m = 0; m < kM; ++m) rows[m] = a_frame + window[row0 + 16 * m + load_row] * kPitch;
+        const int step_y = p.dilation * s.halo_w * kPitch, step_x = p.dilation * kPitch;
+        if constexpr (C == 8) {
+            // Two taps are 16 products.
+            SF_UNROLL
+            for (int pair = 0; pair < 4; ++pair) {
+                const int even = 2 * pair, odd = even + 1;
+                const int tap_at =
+                    lane() < 16 ? even / 3 * step_y + even % 3 * step_x : odd / 3 * step_y + odd % 3 * step_x;
+                const T* shifted[kM];
+                SF_UNROLL
+                for (int m = 0; m < kM; ++m) shifted[m] = rows[m] + tap_at;
+                tile::multiply16<T, kM, kTiles>(acc, shifted, weights_b + pair * kStep);
+            }
+            SF_UNROLL
+            for (int m = 0; m < kM; ++m) rows[m] += 2 * step_y + 2 * step_x;
+            tile::multiply8<T, kM, kTiles>(acc, rows, weights_b + 4 * kStep);
+        } else {
+            SF_UNROLL
+            for (int m = 0; m < kM; ++m) rows[m] += lane() / 16 * 8;
+            SF_UNROLL
+            for (int tap = 0; tap < 9; ++tap) {
+                SF_UNROLL
+                for (int c = 0; c < C / 16; ++c) {
+                    const T* shifted[kM];
+                    SF_UNROLL
+                    for (int m = 0; m < kM; ++m) {
+                        shifted[m] = rows[m] + tap / 3 * step_y + tap % 3 * step_x + 16 * c;
+                    }
+                    tile::multiply16<T, kM, kTiles>(acc, shifted, weights_b + (tap * (C / 16) + c) * kStep);
+                }
+            }
+        }
+        tile::to_operand<T>(middle, acc, shifts + C);
+    };
+    // x_frame: centres of the windows.
+    auto conv_c = [&](const Middle& middle, int row0, const T* x_frame, T* out_frame) {
+        for (int n = 0; n < s.wide; n += 32) {
+            const int channel = n + 8 * quarter;
+            float acc[kM][4][4];
+            tile::begin(acc, load_run<8>(shifts + 2 * C + channel));
+            SF_UNROLL
+            for (int k = 0; k < ceil_div(C, 16); ++k) {
+                tile::multiply_operand<T, C == 8 ? 8 : 16>(acc, middle[k], weights_c + 16 * (k * s.wide + n));
+            }
+            if constexpr (Shortcut) {
+                const T* rows[kM];
+                SF_UNROLL
+                for (int m = 0; m < kM; ++m) {
+                    rows[m] = x_frame + window[row0 + 16 * m + load_row] * s.x_pitch;
+                }
+                tile::multiply_channels<T, kM, 4>(acc, rows, p.cin, weights_s + 16 * n, 16 * s.wide);
+            }
+            if (channel >= p.cout) continue;
+            SF_UNROLL
+            for (int m = 0; m < kM; ++m) {
+                SF_UNROLL
+                for (int half = 0; half < 2; ++half) {
+                    const int row = row0 + 16 * m + 8 * half + group;
+                    const int pixel = out_at[row];
+                    if (pixel < 0) continue;
+                    const auto v = tile::row_of<4>(acc[m], half);
+                    T* to = out_frame + pixel * p.out_pitch + channel;
+                    if constexpr (Shortcut) {
+                        store_result(to, relu_from_float<T>(v));
+                    } else {
+                        store_result(
+                            to, tile::finished<T>(v, load<8>(x_frame + window[row] * s.x_pitch + channel)));
+                    }
+                }
+            }
+        }
+    };
+
     for (int u = first - 1; u < last; ++u, place = onward(place, 1)) {
         cp_async_wait<0>();
         syncthreads();
@@ -175,138 +291,16 @@ SF_KERNEL SF_LAUNCH_BOUNDS(block_narrow_threads(C),
         const int count = a_count + (u >= first ? b_tasks : 0);
         for (int task = warp(); task < count; task += kWarps) {
             if (task < a_count) {
-                // --- conv_a: 32 pixels of the halo
-                constexpr int kJoined = tile::joined(C);
-                T* result = a_result + (u + 1) % 2 * s.a_frame;
-                const int row0 = task * kNarrowRows;
-                int at[kM];
-                SF_UNROLL
-                for (int m = 0; m < kM; ++m) {
-                    const int row = row0 + 16 * m + load_row;
-                    at[m] = (row < s.halo ? row : s.halo - 1) * s.x_pitch;
-                }
-                float acc[kM][kTiles][4];
-                tile::begin(acc, load_run<2 * kJoined>(shifts + 2 * kJoined * quarter));
-                for (int tap = 0; tap < p.kernel_t; ++tap) {
-                    const int frame = u + 1 + tap - reach;
-                    if (frame < 0 || frame >= p.frames) continue;
-                    const T* x_frame = ring + onward(place, tap) * s.x_frame;
-                    const T* rows[kM];
-                    SF_UNROLL
-                    for (int m = 0; m < kM; ++m) rows[m] = x_frame + at[m];
-                    tile::multiply_channels<T, kM, kTiles>(acc, rows, p.cin, weights + tap * x_steps * kStep,
-                                                           kStep);
-                }
-                SF_UNROLL
-                for (int m = 0; m < kM; ++m) {
-                    SF_UNROLL
-                    for (int half = 0; half < 2; ++half) {
-                        const int row = row0 + 16 * m + 8 * half + group;
-                        if (row >= s.halo) continue;
-                        // The padding of conv_b is zero, whatever conv_a makes of pixels outside.
-                        const bool in = inside[row] >= 0;
-                        const auto v = relu_from_float<T>(tile::row_of<kJoined>(acc[m], half));
-                        store(result + row * kPitch + 2 * kJoined * quarter, in ? v : Vec<T, 2 * kJoined>{});
-                    }
-                }
+                conv_a(task * kNarrowRows, u, place);
                 continue;
             }
-            // --- conv_b and conv_c: 32 output pixels
             const int row0 = (task - a_count) * kNarrowRows;
-            const T* a_frame = a_result + (u + 2) % 2 * s.a_frame;
-            uint32_t middle[kM][(kTiles + 1) / 2][4];
-            {
-                float acc[kM][kTiles][4];
-                tile::clear(acc);
-                const T* rows[kM];
-                SF_UNROLL
-                for (int m = 0; m < kM; ++m) rows[m] = a_frame + window[row0 + 16 * m + load_row] * kPitch;
-                const int step_y = p.dilation * s.halo_w * kPitch, step_x = p.dilation * kPitch;
-                if constexpr (C == 8) {
-                    // Two taps are 16 products.
-                    SF_UNROLL
-                    for (int pair = 0; pair < 4; ++pair) {
-                        const int even = 2 * pair, odd = even + 1;
-                        const int tap_at = lane() < 16 ? even / 3 * step_y + even % 3 * step_x
-                                                       : odd / 3 * step_y + odd % 3 * step_x;
-                        const T* shifted[kM];
-                        SF_UNROLL
-                        for (int m = 0; m < kM; ++m) shifted[m] = rows[m] + tap_at;
-                        tile::multiply16<T, kM, kTiles>(acc, shifted, weights_b + pair * kStep);
-                    }
-                    SF_UNROLL
-                    for (int m = 0; m < kM; ++m) rows[m] += 2 * step_y + 2 * step_x;
-                    tile::multiply8<T, kM, kTiles>(acc, rows, weights_b + 4 * kStep);
-                } else {
-                    SF_UNROLL
-                    for (int m = 0; m < kM; ++m) rows[m] += lane() / 16 * 8;
-                    SF_UNROLL
-                    for (int tap = 0; tap < 9; ++tap) {
-                        SF_UNROLL
-                        for (int c = 0; c < C / 16; ++c) {
-                            const T* shifted[kM];
-                            SF_UNROLL
-                            for (int m = 0; m < kM; ++m) {
-                                shifted[m] = rows[m] + tap / 3 * step_y + tap % 3 * step_x + 16 * c;
-                            }
-                            tile::multiply16<T, kM, kTiles>(acc, shifted,
-                                                            weights_b + (tap * (C / 16) + c) * kStep);
-                        }
-                    }
-                }
-                SF_UNROLL
-                for (int m = 0; m < kM; ++m) tile::to_operand<T, kTiles>(middle[m], acc[m], shifts + C);
-            }
+            Middle middle;
+            conv_b(middle, row0, u);
             const T* x_frame = ring + onward(place, reach > 0 ? reach - 1 : s.ring - 1) * s.x_frame +
-                               p.dilation * (s.halo_w + 1) * s.x_pitch;  // window centres of frame u
+                               p.dilation * (s.halo_w + 1) * s.x_pitch;
             T* out_frame = out + int64_t(u) * p.out_height * p.out_width * p.out_pitch;
-            for (int n = 0; n < s.wide; n += 32) {
-                const int channel = n + 8 * quarter;
-                float acc[kM][4][4];
-                tile::begin(acc, load_run<8>(shifts + 2 * C + channel));
-                SF_UNROLL
-                for (int k = 0; k < ceil_div(C, 16); ++k) {
-                    uint32_t b[4][2];
-                    tile::load_weights<4>(b, weights_c + 16 * (k * s.wide + n));
-                    SF_UNROLL
-                    for (int m = 0; m < kM; ++m) {
-                        SF_UNROLL
-                        for (int j = 0; j < 4; ++j) {
-                            if constexpr (C == 8) {
-                                mma_m16n8k8<T>(acc[m][j], middle[m][k], b[j]);
-                            } else {
-                                mma_m16n8k16<T>(acc[m][j], middle[m][k], b[j]);
-                            }
-                        }
-                    }
-                }
-                if constexpr (Shortcut) {
-                    const T* rows[kM];
-                    SF_UNROLL
-                    for (int m = 0; m < kM; ++m) {
-                        rows[m] = x_frame + window[row0 + 16 * m + load_row] * s.x_pitch;
-                    }
-                    tile::multiply_channels<T, kM, 4>(acc, rows, p.cin, weights_s + 16 * n, 16 * s.wide);
-                }
-                if (channel >= p.cout) continue;
-                SF_UNROLL
-                for (int m = 0; m < kM; ++m) {
-                    SF_UNROLL
-                    for (int half = 0; half < 2; ++half) {
-                        const int row = row0 + 16 * m + 8 * half + group;
-                        const int pixel = out_at[row];
-                        if (pixel < 0) continue;
-                        const auto v = tile::row_of<4>(acc[m], half);
-                        T* to = out_frame + pixel * p.out_pitch + channel;
-                        if constexpr (Shortcut) {
-                            store_result(to, relu_from_float<T>(v));
-                        } else {
-                            store_result(to, tile::finished<T>(
-                                                 v, load<8>(x_frame + window[row] * s.x_pitch + channel)));
-                        }
-                    }
-                }
-            }
+            conv_c(middle, row0, x_frame, out_frame);
         }
     }
 }

@@ -251,7 +251,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kWideRestThreads,
     };
 
     // conv_b's result: in registers, or every lane's own vectors of it in shared memory.
-    uint32_t middle[M][kSteps][4];
+    uint32_t middle[kSteps][M][4];
     uint32_t* kept =
         reinterpret_cast<uint32_t*>(shared + s.at_middle) + 4 * (warp() * M * kSteps * 32 + lane());
     {
@@ -276,8 +276,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kWideRestThreads,
                 }
             }
         }
-        SF_UNROLL
-        for (int m = 0; m < M; ++m) tile::to_operand<T, kTiles>(middle[m], acc[m], p.shifts);
+        tile::to_operand<T>(middle, acc, p.shifts);
     }
     if constexpr (Shortcut || kKeeps) syncthreads();  // conv_b is done with the maps
     if constexpr (kKeeps) {
@@ -285,7 +284,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kWideRestThreads,
         for (int m = 0; m < M; ++m) {
             SF_UNROLL
             for (int k = 0; k < kSteps; ++k) {
-                store(kept + (m * kSteps + k) * 32 * 4, bit_cast<Vec<uint32_t, 4>>(middle[m][k]));
+                store(kept + (m * kSteps + k) * 32 * 4, bit_cast<Vec<uint32_t, 4>>(middle[k][m]));
             }
         }
     }
@@ -312,22 +311,15 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kWideRestThreads,
         const T* weights = next_stage();
         SF_UNROLL
         for (int k = 0; k < kSteps; ++k) {
-            uint32_t b[8][2];
-            tile::load_weights<8>(b, weights + k * 16 * kWideRestColumns);
-            SF_UNROLL
-            for (int m = 0; m < M; ++m) {
-                uint32_t a[4];
-                if constexpr (kKeeps) {
+            if constexpr (kKeeps) {
+                SF_UNROLL
+                for (int m = 0; m < M; ++m) {
                     const auto v = load<4>(kept + (m * kSteps + k) * 32 * 4);
                     SF_UNROLL
-                    for (int i = 0; i < 4; ++i) a[i] = v[i];
-                } else {
-                    SF_UNROLL
-                    for (int i = 0; i < 4; ++i) a[i] = middle[m][k][i];
+                    for (int i = 0; i < 4; ++i) middle[k][m][i] = v[i];
                 }
-                SF_UNROLL
-                for (int j = 0; j < 8; ++j) mma_m16n8k16<T>(acc[m][j], a, b[j]);
             }
+            tile::multiply_operand<T>(acc, middle[k], weights + k * 16 * kWideRestColumns);
         }
         if constexpr (Shortcut) {
             const T* rows[M];
@@ -349,7 +341,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kWideRestThreads,
         // The values stored are the next conv_a's products: of step 2 q + i the
         // first operand's are values 4 i to 4 i + 3. Zeros where nothing is
         // stored: the channels behind the last would be NaN for infinite ones.
-        uint32_t operand[Chained ? M : 1][kNextSteps][4];
+        uint32_t operand[kNextSteps][M][4];
         Vec<float, 8> shift[2];
         SF_UNROLL
         for (int q = 0; q < 2; ++q) shift[q] = load_run<8>(p.shifts + C + n + 32 * q + 8 * quarter);
@@ -375,7 +367,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kWideRestThreads,
                     }
                     if constexpr (Chained) {
                         SF_UNROLL
-                        for (int i = 0; i < 4; ++i) operand[m][2 * q + i / 2][i % 2 * 2 + half] = words[i];
+                        for (int i = 0; i < 4; ++i) operand[2 * q + i / 2][m][i % 2 * 2 + half] = words[i];
                     }
                 }
             }
@@ -384,13 +376,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kWideRestThreads,
             weights = next_stage();
             SF_UNROLL
             for (int k = 0; k < kNextSteps; ++k) {
-                uint32_t b[kTiles][2];
-                tile::load_weights<kTiles>(b, weights + k * 16 * C);
-                SF_UNROLL
-                for (int m = 0; m < M; ++m) {
-                    SF_UNROLL
-                    for (int j = 0; j < kTiles; ++j) mma_m16n8k16<T>(following[m][j], operand[m][k], b[j]);
-                }
+                tile::multiply_operand<T>(following, operand[k], weights + k * 16 * C);
             }
         }
     }

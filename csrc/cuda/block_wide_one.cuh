@@ -211,7 +211,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kWideOneThreads, 1) void block_wide_one_kernel(const 
         }
         syncthreads();
         if (!has_output) continue;  // meets the others at the next tile's first barrier
-        uint32_t middle[2][kWideOneStepsC][4];
+        uint32_t middle[kWideOneStepsC][2][4];
         {  // conv_b
             float acc[2][kTiles][4];
             tile::clear(acc);
@@ -226,8 +226,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kWideOneThreads, 1) void block_wide_one_kernel(const 
                     tile::multiply16<T, 2, kTiles>(acc, shifted, weights + k * kWideOneStep);
                 }
             }
-            SF_UNROLL
-            for (int m = 0; m < 2; ++m) tile::to_operand<T, kTiles>(middle[m], acc[m], p.shifts);
+            tile::to_operand<T>(middle, acc, p.shifts);
         }
         // conv_c
         int pixel[4];  // of the frame, or -1
@@ -260,13 +259,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kWideOneThreads, 1) void block_wide_one_kernel(const 
             tile::clear(acc);
             SF_UNROLL
             for (int k = 0; k < kWideOneStepsC; ++k, weights += kWideOneStep) {
-                uint32_t b[8][2];
-                tile::load_weights<8>(b, weights);
-                SF_UNROLL
-                for (int m = 0; m < 2; ++m) {
-                    SF_UNROLL
-                    for (int j = 0; j < 8; ++j) mma_m16n8k16<T>(acc[m][j], middle[m][k], b[j]);
-                }
+                tile::multiply_operand<T>(acc, middle[k], weights);
             }
             if constexpr (Shortcut) {
                 const int first = used - chunks;
