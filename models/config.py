@@ -364,12 +364,18 @@ class ModelConfig:
     @property
     def pathways(self) -> tuple[str, ...]:
         """Names of the pathways that exist, in the order of the model's inputs."""
-        return tuple(name for name in ("slow", "fast") if getattr(self, name) is not None)
+        return tuple(self.paths)
+
+    @property
+    def paths(self) -> dict[str, PathwayConfig]:
+        """The pathways that exist, in the order of the model's inputs."""
+        both = {"slow": self.slow, "fast": self.fast}
+        return {name: path for name, path in both.items() if path is not None}
 
     def pathway(self, name: str) -> PathwayConfig:
         """The configuration of pathway "slow" or "fast"."""
         require_one_of("pathway", self.pathways, name)
-        return getattr(self, name)
+        return self.paths[name]
 
     def frames_of(self, name: str) -> int:
         """Frames that a pathway is fed with."""

@@ -13,7 +13,7 @@ Feichtenhofer, Fan, Malik, He: "SlowFast Networks for Video Recognition", ICCV 2
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,6 +21,9 @@ from torch.nn import functional as F
 from slowfast_kernels.models.config import STAGES, ModelConfig, PathwayConfig
 from slowfast_kernels.nn import BasicBlock, Bottleneck, Head, Lateral, RoIHead, Stage, Stem
 from slowfast_kernels.ops._checks import type_name
+
+if TYPE_CHECKING:
+    from slowfast_kernels.models.checkpoint import CheckpointInfo
 
 Clips = Tensor | Sequence[Tensor]
 
@@ -36,6 +39,8 @@ class SlowFast(nn.Module):
     [K, C], in float32 (float64 of a float64 model); "maps", a list of [N, C, T, H, W] per pathway in the model's
     dtype, without boxes.
     """
+
+    checkpoint: "CheckpointInfo | None" = None  # where the weights come from, if from a file
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Caffe2 checkpoints (`.pkl`): a pickle of numpy arrays under the key "blobs".
+"""Caffe2 checkpoints of PySlowFast (`.pkl`): a pickle of numpy arrays under the key "blobs", and their names.
 
 A pickle is a program. `load` runs it with an unpickler that knows the few names which a dictionary of numpy
 arrays needs, as stand-ins that take what numpy writes and nothing else; any other name is refused before it
@@ -6,12 +6,13 @@ is looked up, and numpy's own reading of pickled state is never reached.
 """
 
 import pickle
-import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
+
+from slowfast_kernels.models.checkpoint.templates import Layout, Table
 
 _KINDS = "biufSU"  # dtypes of a checkpoint: bool, integers, floats, text
 
@@ -112,55 +113,32 @@ def array(value: Any) -> np.ndarray | None:
     return value if isinstance(value, np.ndarray) else None
 
 
-_BATCH_NORM = {"s": "weight", "b": "bias", "rm": "running_mean", "riv": "running_var"}
-_NAMES = (
-    (r"(t_)?conv1_w", "stem.{path}.conv.weight"),
-    (r"(t_)?res_conv1_bn_(\w+)", "stem.{path}.bn.{1}"),
-    (r"(t_)pool1_subsample_w", "lateral.0.conv.weight"),
-    (r"(t_)pool1_subsample_bn_(\w+)", "lateral.0.bn.{1}"),
-    (r"(t_)res(\d)_\d+_branch2c_bn_subsample_w", "lateral.{lateral}.conv.weight"),
-    (r"(t_)res(\d)_\d+_branch2c_bn_subsample_bn_(\w+)", "lateral.{lateral}.bn.{2}"),
-    (r"(t_)?res(\d)_(\d+)_branch1_w", "res{1}.{path}.{2}.shortcut.conv.weight"),
-    (r"(t_)?res(\d)_(\d+)_branch1_bn_(\w+)", "res{1}.{path}.{2}.shortcut.bn.{3}"),
-    (r"(t_)?res(\d)_(\d+)_branch2([abc])_w", "res{1}.{path}.{2}.{3}.conv.weight"),
-    (r"(t_)?res(\d)_(\d+)_branch2([abc])_bn_(\w+)", "res{1}.{path}.{2}.{3}.bn.{4}"),
-    (r"pred_w", "head.proj.weight"),
-    (r"pred_b", "head.proj.bias"),
-)
+def layout(keys: Sequence[str]) -> Layout:
+    """What the names show; t_ marks the Fast pathway."""
+    return Layout(
+        two={key.startswith("t_") for key in keys if "conv1" in key or "branch" in key} == {True, False}
+    )
 
 
-def to_ours(blob: str) -> str | None:
-    """Our key for a blob's name (t_ marks the Fast pathway), or None."""
-    for pattern, template in _NAMES:
-        match = re.fullmatch(pattern, blob)
-        if match is None:
-            continue
-        groups = list(match.groups())
-        path = "fast" if groups and groups[0] else "slow"
-        if "bn." in template:
-            if groups[-1] not in _BATCH_NORM:
-                continue
-            groups[-1] = _BATCH_NORM[groups[-1]]
-        lateral = int(groups[1]) - 1 if "{lateral}" in template else None
-        return template.format(*groups, path=path, lateral=lateral)
-    return None
-
-
-def name(key: str, *_: Any) -> str:
-    """The blob's name for our key (the number of the block before a lateral connection is left open)."""
-    parts = key.split(".")
-    fast = "t_" if parts[0] == "lateral" or "fast" in parts else ""
-    leaf = next((short for short, long in _BATCH_NORM.items() if parts[-2:] == ["bn", long]), "w")
-    bn = "bn_" if parts[-2] == "bn" else ""
-    if parts[0] == "head":
-        return f"pred_{parts[-1][0]}"
-    if parts[0] == "stem":
-        return f"{fast}res_conv1_bn_{leaf}" if bn else f"{fast}conv1_w"
-    if parts[0] == "lateral":
-        stage = int(parts[1]) + 1
-        return f"t_{'pool1' if stage == 1 else f'res{stage}_*_branch2c_bn'}_subsample_{bn}{leaf}"
-    branch = "branch1" if parts[3] == "shortcut" else f"branch2{parts[3]}"
-    return f"{fast}{parts[0]}_{parts[2]}_{branch}_{bn}{leaf}"
+def table(layout: Layout) -> Table:
+    """The blobs' names. The number of the block before a lateral connection is left open, counters have none."""
+    leaves = {"weight": "s", "bias": "b", "running_mean": "rm", "running_var": "riv"}
+    return Table(
+        {
+            "stem.{path}.conv.weight": "{path}conv1_w",
+            "stem.{path}.bn.{leaf}": "{path}res_conv1_bn_{leaf}",
+            "lateral.0.{tensor}": "t_pool1_subsample_{tensor}",
+            "lateral.{k}.{tensor}": "t_res{k}_{any}_branch2c_bn_subsample_{tensor}",
+            "res{n}.{path}.{i}.{branch}.{tensor}": "{path}res{n}_{i}_branch{branch}_{tensor}",
+            "head.proj.weight": "pred_w",
+            "head.proj.bias": "pred_b",
+        },
+        path={"slow": "", "fast": "t_"},
+        k=dict(zip("123", "234", strict=True)),
+        branch={"shortcut": "1", "a": "2a", "b": "2b", "c": "2c"},
+        leaf=leaves,
+        tensor={"conv.weight": "w", **{f"bn.{leaf}": f"bn_{short}" for leaf, short in leaves.items()}},
+    )
 
 
 def is_bookkeeping(blob: str) -> bool:

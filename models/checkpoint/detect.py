@@ -35,7 +35,7 @@ class Found:
 def structure(config: ModelConfig) -> tuple:
     """Everything of a configuration that shapes tell, the number of classes aside. The lateral connection's
     norm is left out as well: it differs between libraries, not between presets of one name."""
-    return _structure({name: config.pathway(name) for name in config.pathways}, config.lateral)
+    return _structure(config.paths, config.lateral)
 
 
 def _structure(pathways: Mapping[str, PathwayConfig], lateral: LateralConfig) -> tuple:
@@ -170,7 +170,7 @@ def _lateral(shapes: Mapping[str, Shape], pathways: Mapping[str, PathwayConfig])
 
 def describe(config: ModelConfig) -> str:
     """One line on an architecture: "SlowFast-R50, alpha 4, beta 1/8, lateral kernel 7, 400 classes"."""
-    paths = [config.pathway(name) for name in config.pathways]
+    paths = list(config.paths.values())
     depth = "/".join(dict.fromkeys(_depth_name(path) for path in paths))
     words: list[Any] = []
     if len(paths) == 2:
@@ -192,6 +192,11 @@ def describe(config: ModelConfig) -> str:
         words.append(f"temporal blocks in res4 {'/'.join(map(str, counts))}")
     task = "detection" if config.head.roi else "classification"
     return ", ".join([f"{kind}-{depth}", *words, f"{task} with {config.head.classes} classes"])
+
+
+def kind(config: ModelConfig) -> str:
+    """ "SlowFast", or what `single_kind` says."""
+    return "SlowFast" if len(config.paths) == 2 else single_kind(*config.paths.values())
 
 
 def _depth_name(path: PathwayConfig) -> str:

@@ -16,6 +16,7 @@ from slowfast_kernels.models.checkpoint import caffe2
 from slowfast_kernels.models.checkpoint.errors import CheckpointError, some
 
 FORMAT = "slowfast_kernels"  # top-level key of our own files, and of what we add to pytorchvideo's
+VERSION = 1
 
 _ZIP = b"PK\x03\x04"
 _LEGACY = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the number that torch < 1.6 pickled first

@@ -1,35 +1,37 @@
 """Weights of a file into a model."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
-from slowfast_kernels.models.checkpoint import files, keys, stored
-from slowfast_kernels.models.checkpoint.detect import Found, describe, detect, structure
-from slowfast_kernels.models.checkpoint.errors import (
-    CheckpointError,
-    MismatchError,
-    Question,
-    UndecidedError,
-    some,
+from slowfast_kernels.models.checkpoint import files, keys, mmaction2, pyslowfast, python_config
+from slowfast_kernels.models.checkpoint.assemble import (
+    build_with,
+    check,
+    collect,
+    norms,
+    pathway_of,
+    set_norms,
+    shapes_of,
+    unusual_norms,
+    visible_pool,
 )
-from slowfast_kernels.models.checkpoint.resolve import Resolved, resolve
-from slowfast_kernels.models.checkpoint.stored import Stored
-from slowfast_kernels.models.config import ModelConfig
+from slowfast_kernels.models.checkpoint.detect import Found, describe, detect, structure
+from slowfast_kernels.models.checkpoint.errors import CheckpointError, Question, UndecidedError, some
+from slowfast_kernels.models.checkpoint.resolve import Resolved, resolve, with_window
+from slowfast_kernels.models.checkpoint.stored import Stored, from_ours
+from slowfast_kernels.models.config import ModelConfig, RoIConfig
 from slowfast_kernels.models.overrides import closest, override
 from slowfast_kernels.models.presets import ALIASES, PRESETS
 from slowfast_kernels.models.slowfast import SlowFast
 from slowfast_kernels.models.support import LIBRARIES, looks_like, unsupported
 
 log = logging.getLogger("slowfast_kernels.checkpoint")
-
-VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -100,11 +102,11 @@ def load_checkpoint(path: str | Path, model: str | None = None, **overrides: Any
     if isinstance(marker, Mapping):
         set_norms(network, marker.get("batch_norm") or {})
     for path, norm in result.norms.items():
-        set_norms(network, {name: norm for name in norms(network) if _pathway_of(name) == path})
+        set_norms(network, {name: norm for name in norms(network) if pathway_of(name) == path})
     info = CheckpointInfo(
         str(path), _format(contents, names, config), config.source, describe(config), result.assumed
     )
-    network.checkpoint = info  # type: ignore[assignment]  # torch declares parameters and modules only
+    network.checkpoint = info
     log.log(logging.WARNING if result.decisive else logging.INFO, "%s", info)
     return network
 
@@ -143,7 +145,7 @@ def _configure(
         check(path, config, state, names, found)
         return Resolved(config, ()), state
 
-    said = stored.read(contents)
+    said = _said(contents)
     if said is not None and said.refused:
         raise CheckpointError(f"{path}: not supported: its {said.origin} has {'; '.join(said.refused)}")
     library, semantics = _library(contents, names, said)
@@ -170,17 +172,28 @@ def _configure(
     return result, state
 
 
-def with_window(config: ModelConfig) -> ModelConfig:
-    """The configuration with the length of its clips fixed where the library's head has a window over all
-    frames of a training clip, which it would slide along a longer one; mmaction2's averages whatever comes."""
-    head = config.head
-    window = head.semantics != "mmaction2" and (head.roi is not None or head.pool is not None)
-    return replace(config, input=replace(config.input, fixed_frames=window))
-
-
-def visible_pool(names: keys.Names) -> bool | None:
-    """pytorchvideo counts the max-pool after res2 of a one-pathway network as a block."""
-    return names.layout.pool if names.library == "pytorchvideo" and not names.layout.two else None
+def _said(contents: files.Contents) -> Stored | None:
+    """What a file's configuration or its format says, or None where neither can be read."""
+    if contents.caffe2:  # older than the aligned option of RoIAlign
+        return Stored("Caffe2 format", head={"roi": RoIConfig(aligned=False)})
+    rest = contents.rest
+    ours = rest.get(files.FORMAT)
+    if isinstance(ours, Mapping) and isinstance(ours.get("config"), Mapping):
+        return from_ours(ModelConfig.from_dict(ours["config"]))
+    cfg, meta = rest.get("cfg"), rest.get("meta")
+    try:
+        if cfg is not None:
+            return pyslowfast.stored(cfg)
+        if isinstance(meta, Mapping):
+            text = meta.get("config") or meta.get("cfg")
+            settings: Any = python_config.assignments(text) if isinstance(text, str) else text
+            known = isinstance(settings, Mapping) and isinstance(settings.get("model"), Mapping)
+            return mmaction2.stored(settings) if known else None
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        log.warning(
+            "%s: the stored configuration cannot be read (%s), going on without", contents.path, error
+        )
+    return None
 
 
 def _library(contents: files.Contents, names: keys.Names, said: Stored | None) -> tuple[str, str]:
@@ -192,8 +205,8 @@ def _library(contents: files.Contents, names: keys.Names, said: Stored | None) -
     if names.library == "caffe2":
         return "pyslowfast", "pyslowfast"
     if names.library == "pytorchvideo":
-        prefixed = names.layout.prefix == "model." and contents.wrapper != "state_dict"
-        if prefixed or (names.layout.detects and said is not None and said.wrapper):
+        prefixed = names.layout.prefix and contents.wrapper != "state_dict"
+        if said is not None and said.wrapper if names.layout.detects else prefixed:
             return "pyslowfast", "pyslowfast"
         if said is not None and said.origin.startswith("PySlowFast") and not names.layout.detects:
             said.head.pop("activation", None)  # pytorchvideo's own models end with logits
@@ -204,9 +217,9 @@ def _own(contents: files.Contents, preset: ModelConfig | None, overrides: Mappin
     """Configuration of a file of ours, or of a bare state dict of one of our models."""
     marker = contents.rest.get(files.FORMAT)
     if isinstance(marker, Mapping):
-        if marker.get("version") != VERSION:
+        if marker.get("version") != files.VERSION:
             raise CheckpointError(
-                f"{contents.path}: file format {marker.get('version')!r} of this library (expected {VERSION})"
+                f"{contents.path}: file format {marker.get('version')!r} of this library (expected {files.VERSION})"
             )
         try:
             config = ModelConfig.from_dict(marker["config"])
@@ -230,135 +243,6 @@ def _as_in_file(preset: ModelConfig, found: Found, library: str) -> ModelConfig:
     return replace(preset, lateral=lateral, head=replace(preset.head, classes=found.classes), source=library)
 
 
-def shapes_of(names: keys.Names, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {ours: tuple(tensors[key].shape) for key, ours in names.ours.items()}
-
-
-def collect(names: keys.Names, tensors: Mapping[str, Tensor], single: str | None) -> dict[str, Tensor]:
-    """Weights under our keys, float32 (counters int64). single: what the one pathway is called, if there is
-    one."""
-    state: dict[str, Tensor] = {}
-    for key, ours in names.ours.items():
-        value = tensors[key].detach()
-        if single == "fast":
-            ours = keys.rename_pathway(ours, "slow", "fast")
-        state[ours] = value.to(torch.float32 if value.is_floating_point() else torch.int64)
-    return state
-
-
-def check(
-    label: str,
-    config: ModelConfig,
-    state: dict[str, Tensor],
-    names: keys.Names,
-    found: Found,
-    ignore: Iterable[str] = (),
-) -> None:
-    """Compare weights with an architecture key by key; brings shapes that differ by trailing ones only into
-    line.
-
-    Batch counters may be missing (old files have none). Raises MismatchError, in the file's own names.
-    """
-    expected = {key: tuple(value.shape) for key, value in skeleton(config).state_dict().items()}
-    file_name = {ours: key for key, ours in names.ours.items()}
-    if not found.two and "fast" in found.pathways:
-        file_name = {keys.rename_pathway(ours, "slow", "fast"): key for ours, key in file_name.items()}
-    wanted = replace(names, layout=replace(names.layout, two=len(config.pathways) == 2))
-    missing, wrong = [], {}
-    for key, shape in expected.items():
-        if key not in state:
-            if not key.endswith("num_batches_tracked"):
-                missing.append(file_name.get(key) or wanted.theirs(key))
-            continue
-        got = tuple(state[key].shape)
-        if got != shape:
-            if _without_ones(got) == _without_ones(shape):
-                state[key] = state[key].reshape(shape)
-            else:
-                wrong[file_name[key]] = (shape, got)
-    unexpected = [file_name[key] for key in state if key not in expected]
-    unexpected += [key for key in names.other if key not in set(ignore)]
-    if missing or unexpected or wrong:
-        holds = f"holds {_in_file(found)}" if config_differs(config, found) else "its weights do not fit"
-        raise MismatchError(f"{label}: {holds} (expected {describe(config)})", missing, unexpected, wrong)
-
-
-def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    shape = tuple(shape)
-    while shape and shape[-1] == 1:
-        shape = shape[:-1]
-    return shape
-
-
-def config_differs(config: ModelConfig, found: Found) -> bool:
-    """Whether an architecture is not the one that the shapes show."""
-    return structure(config) != found.structure() or config.head.classes != found.classes
-
-
-def _in_file(found: Found) -> str:
-    """One line on an architecture of which only the shapes are known."""
-    paths = []
-    for name, path in found.pathways.items():
-        depth = f"R{path.depth}" if path.blocks is None else f"blocks {list(path.blocks)}"
-        paths.append(f"{name} pathway {depth} of width {path.width}")
-    if found.two and found.lateral.kind == "conv":
-        paths.append(f"lateral kernel {found.lateral.kernel}")
-    return ", ".join([*paths, f"{found.classes} classes"])
-
-
-class _NoRandomWeights(TorchFunctionMode):
-    """Leaves out what fills weights that are about to be replaced."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        given = kwargs or {}
-        if getattr(func, "__name__", "") in ("normal_", "uniform_", "fill_", "zero_"):
-            return args[0] if args else given["tensor"]  # torch.nn.init passes names
-        return func(*args, **given)
-
-
-def skeleton(config: ModelConfig) -> SlowFast:
-    """The network without storage for its weights."""
-    with torch.device("meta"), _NoRandomWeights():
-        return SlowFast(config)
-
-
-def build_with(config: ModelConfig, state: Mapping[str, Tensor]) -> SlowFast:
-    """The network with these weights (checked before), in eval mode. The tensors become its parameters."""
-    network = skeleton(config)
-    complete = {
-        key: state[key] if key in state else torch.zeros(value.shape, dtype=value.dtype)
-        for key, value in network.state_dict().items()
-    }
-    network.load_state_dict(complete, assign=True)
-    return network.eval()
-
-
-def norms(network: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]:
-    """The batch norms by name."""
-    return {name: m for name, m in network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
-
-
-def _pathway_of(layer: str) -> str:
-    """The pathway a layer belongs to; the lateral connections are part of the Slow one, as in mmaction2."""
-    return "fast" if "fast" in layer.split(".") else "slow"
-
-
-def unusual_norms(network: nn.Module) -> dict[str, tuple[float, float | None]]:
-    """(eps, momentum) of the batch norms where they are not 1e-5 and 0.1, as in the networks of all
-    libraries."""
-    values = {name: (m.eps, m.momentum) for name, m in norms(network).items()}
-    return {name: value for name, value in values.items() if value != (1e-5, 0.1)}
-
-
-def set_norms(network: nn.Module, values: Mapping[str, Any]) -> None:
-    """Give the named batch norms their (eps, momentum)."""
-    for name, (eps, momentum) in values.items():
-        norm: Any = network.get_submodule(name)
-        norm.eps, norm.momentum = eps, momentum
-
-
 def save_checkpoint(model: SlowFast, path: str | Path) -> None:
     """Write a model's weights and its whole configuration; `load_checkpoint` needs nothing else to read it.
 
@@ -370,5 +254,5 @@ def save_checkpoint(model: SlowFast, path: str | Path) -> None:
             f"save_checkpoint: expected a model of slowfast_kernels.models, got {type(model).__name__}"
         )
     state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
-    marker = {"version": VERSION, "config": model.config.to_dict(), "batch_norm": unusual_norms(model)}
+    marker = {"version": files.VERSION, "config": model.config.to_dict(), "batch_norm": unusual_norms(model)}
     torch.save({files.FORMAT: marker, "state_dict": state}, path)

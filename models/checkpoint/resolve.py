@@ -60,6 +60,14 @@ def resolve(
     return _Resolver(found, library, stored, preset, overrides, detects, semantics).run()
 
 
+def with_window(config: ModelConfig) -> ModelConfig:
+    """The configuration with the length of its clips fixed where the library's head has a window over all
+    frames of a training clip, which it would slide along a longer one; mmaction2's averages whatever comes."""
+    head = config.head
+    window = head.semantics != "mmaction2" and (head.roi is not None or head.pool is not None)
+    return replace(config, input=replace(config.input, fixed_frames=window))
+
+
 class _Resolver:
     def __init__(
         self,

@@ -71,7 +71,7 @@ def _pyslowfast(parts: Parts) -> Head:
 
 def _pytorchvideo(parts: Parts, wrapped: bool) -> Head:
     layout = parts.names.layout
-    path = f"{parts.prefix}blocks.{6 if layout.two or layout.pool else 5}"
+    path = f"{layout.prefix}blocks.{6 if layout.two or layout.pool else 5}"
     if layout.detects or parts.at("detection_head") is not ABSENT:
         path = "detection_head"
     if not _classifier(parts, f"{path}.proj"):
@@ -80,7 +80,7 @@ def _pytorchvideo(parts: Parts, wrapped: bool) -> Head:
     head.activation = _activation(parts, f"{path}.activation")
     temporal = "mean"
     if layout.two:
-        pools = f"{parts.prefix}blocks.5"
+        pools = f"{layout.prefix}blocks.5"
         head.windows = [_average(parts, f"{pools}.pool.{p}") for p in range(2)]
         if isinstance(parts.at(f"{path}.pool"), nn.Module):
             parts.problems.append(f"{path}.pool (expected no second pool in a network of two pathways)")

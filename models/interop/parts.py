@@ -20,11 +20,6 @@ class Parts:
         self.problems: list[str] = []
         self._used: set[int] = set()
 
-    @property
-    def prefix(self) -> str:
-        """What pytorchvideo's detection networks and PySlowFast's wrappers put before the blocks."""
-        return "model." if any(key.startswith("model.blocks.") for key in self.names.ours) else ""
-
     def at(self, path: str) -> Any:
         """What is at a dotted path: the module, None where the attribute is None, ABSENT where there is
         none."""

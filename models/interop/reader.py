@@ -9,10 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from slowfast_kernels.models.checkpoint import keys
-from slowfast_kernels.models.checkpoint.detect import Found, detect, is_fast_only
-from slowfast_kernels.models.checkpoint.errors import MismatchError
-from slowfast_kernels.models.checkpoint.load import (
+from slowfast_kernels.models.checkpoint import keys, pyslowfast
+from slowfast_kernels.models.checkpoint.assemble import (
     build_with,
     check,
     collect,
@@ -20,8 +18,11 @@ from slowfast_kernels.models.checkpoint.load import (
     shapes_of,
     visible_pool,
 )
+from slowfast_kernels.models.checkpoint.detect import Found, detect, is_fast_only
+from slowfast_kernels.models.checkpoint.errors import MismatchError
 from slowfast_kernels.models.checkpoint.resolve import resolve
-from slowfast_kernels.models.checkpoint.stored import Stored, from_pyslowfast
+from slowfast_kernels.models.checkpoint.stored import Stored
+from slowfast_kernels.models.checkpoint.templates import PATHS, rename_pathway
 from slowfast_kernels.models.config import ModelConfig
 from slowfast_kernels.models.interop.code import altered, chains_blocks, is_of_a_library, is_sum
 from slowfast_kernels.models.interop.heads import Head, read_head
@@ -103,7 +104,7 @@ class Reader:
         if self.names.layout.detects:
             known = is_of_a_library(type(self.root).forward)
             return [] if known else [f"{kind}.forward (expected that of pytorchvideo's detection network)"]
-        if self.parts.prefix:
+        if self.names.layout.prefix:
             return [f"{kind}.forward (expected a network of pytorchvideo itself, got one inside)"]
         return (
             []
@@ -117,7 +118,7 @@ class Reader:
         if self.library != "pyslowfast" or not isinstance(cfg, Mapping):
             return {}
         try:
-            known = from_pyslowfast(cfg).input
+            known = pyslowfast.stored(cfg).input
         except (KeyError, IndexError, TypeError, AttributeError, ValueError):
             return {}
         known.pop("alpha", None)
@@ -179,7 +180,7 @@ class Reader:
         if library == "pytorchvideo":
             if not self.names.layout.pool:
                 return 1
-            path = f"{self.parts.prefix}blocks.2"
+            path = f"{self.names.layout.prefix}blocks.2"
         elif library == "mmaction2":
             if self.two or not getattr(self.parts.at("backbone"), "with_pool2", True):
                 for spare in ("backbone.pool2", "backbone.slow_path.pool2", "backbone.fast_path.pool2"):
@@ -187,7 +188,7 @@ class Reader:
                 return 1
             path = "backbone.pool2"
         else:
-            path = f"pathway{keys.PATHS.index(name)}_pool"
+            path = f"pathway{PATHS.index(name)}_pool"
         pool = self.parts.use(path)
         if pool is ABSENT:
             return None
@@ -305,7 +306,7 @@ class Reader:
         """(our name, our module, its path there, its module there) of all layers with weights."""
         for name, layer in network.named_modules():
             if isinstance(layer, nn.Conv3d | _BatchNorm):
-                read_as = keys.rename_pathway(name, "fast", "slow") if single_fast else name
+                read_as = rename_pathway(name, "fast", "slow") if single_fast else name
                 yield name, layer, *self.parts.layer(read_as)
 
     def _compare(self, network: SlowFast, single_fast: bool) -> None:
@@ -347,7 +348,7 @@ class Reader:
         trained = dict(self.root.named_parameters(remove_duplicate=False))
         own = {**dict(network.named_parameters()), **dict(network.named_buffers())}
         for name, value in own.items():
-            key = self.parts.key_of.get(keys.rename_pathway(name, "fast", "slow") if single_fast else name)
+            key = self.parts.key_of.get(rename_pathway(name, "fast", "slow") if single_fast else name)
             if key is not None and value.dtype == torch.float64:  # `collect` kept the digits of float32
                 value.data.copy_(self.state[key].reshape(value.shape))
             if key is not None and isinstance(value, nn.Parameter):
@@ -400,7 +401,11 @@ class TrunkReader(Reader):
         """The module's head, at the level of the module itself: what is further inside is a part."""
         if self.names.library == "pyslowfast" and isinstance(self.parts.at("head"), nn.Module):
             return self.parts.at("head")
-        if self.names.library == "pytorchvideo" and not self.parts.prefix and not self.names.layout.detects:
+        if (
+            self.names.library == "pytorchvideo"
+            and not self.names.layout.prefix
+            and not self.names.layout.detects
+        ):
             return nn.Sequential(*list(self.parts.at("blocks"))[(self.last or 0) + 1 :])
         if self.names.library == "mmaction2" and self.root is not self.module:
             return None

@@ -32,7 +32,10 @@ from slowfast_kernels.models import (
     save_checkpoint,
 )
 from slowfast_kernels.models.checkpoint import MismatchError, UndecidedError, keys, write
-from slowfast_kernels.models.checkpoint.stored import assignments
+from slowfast_kernels.models.checkpoint.assemble import skeleton
+from slowfast_kernels.models.checkpoint.python_config import assignments
+from slowfast_kernels.models.checkpoint.templates import Layout, rename_pathway
+from slowfast_kernels.models.presets import PRESETS
 from slowfast_kernels.models.support import looks_like
 from slowfast_kernels.testing import relative_l2
 
@@ -120,6 +123,23 @@ class TestNames:
         names = keys.read(["blocks.0.conv.weight", *stages, "blocks.6.proj.bias"])
         assert names.layout.pool
         assert [names.ours[key] for key in stages] == [f"res{n}.slow.0.a.conv.weight" for n in (2, 3, 4, 5)]
+
+    @pytest.mark.parametrize("library", ["slowfast", "pyslowfast", "pytorchvideo", "mmaction2", "caffe2"])
+    def test_every_key_of_every_preset_and_back(self, library):
+        for config in PRESETS.values():
+            state = [key for key in skeleton(config).state_dict() if not key.endswith("num_batches_tracked")]
+            two, detects = len(config.pathways) == 2, config.head.roi is not None
+            pool = library == "pytorchvideo" and config.paths[config.pathways[0]].pool_after_res2 > 1
+            prefix = "model." if library == "pytorchvideo" and detects else ""
+            layout = Layout(
+                two, detects and library not in ("slowfast", "pyslowfast", "caffe2"), pool, prefix
+            )
+            theirs = [keys.name(library, key, layout) for key in state]
+            names = keys.read([key.replace("*", "0") for key in theirs])
+            assert (names.library, names.layout, names.other) == (library, layout, ())
+            single = config.pathways[0] if not two and library != "slowfast" else "slow"
+            assert [rename_pathway(ours, "slow", single) for ours in names.ours.values()] == state
+            assert [names.theirs(key) for key in state] == theirs
 
     def test_nothing_known(self):
         assert keys.read(["layer1.weight", "fc.bias"]) is None

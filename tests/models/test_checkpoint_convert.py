@@ -24,7 +24,7 @@ from slowfast_kernels.models import (
     load_checkpoint,
     save_checkpoint,
 )
-from slowfast_kernels.models.checkpoint import convert, stored, write
+from slowfast_kernels.models.checkpoint import convert, python_config, write
 from slowfast_kernels.testing import relative_l2
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -154,7 +154,7 @@ class TestAnswers:
         fast = 2 * 32
         assert torch.equal(weight[:, fast:], model.head.proj.weight[:, :-fast])
         assert torch.equal(weight[:, :fast], model.head.proj.weight[:, -fast:])
-        backbone = stored.assignments(content["meta"]["cfg"])["model"]["backbone"]
+        backbone = python_config.assignments(content["meta"]["cfg"])["model"]["backbone"]
         assert backbone["slow_pathway"]["lateral_norm"] is True and backbone["channel_ratio"] == 8
         assert backbone["slow_pathway"]["inflate"] == (0, 0, 1, 1) and backbone["speed_ratio"] == 4
 
@@ -191,7 +191,7 @@ class TestAnswers:
         """Its registry looks in mmdet for what has no prefix; both configurations are required arguments."""
         write(small("slowfast_8x8_r50_ava"), tmp_path / "mm", to="mmaction2")
         content = torch.load(tmp_path / "mm", weights_only=True)
-        model = stored.assignments(content["meta"]["cfg"])["model"]
+        model = python_config.assignments(content["meta"]["cfg"])["model"]
         assert (model["type"], model["_scope_"]) == ("FastRCNN", "mmdet")
         assert model["backbone"]["type"] == "mmaction.ResNet3dSlowFast"
         assert model["data_preprocessor"]["type"] == "mmaction.ActionDataPreprocessor"
@@ -199,7 +199,7 @@ class TestAnswers:
         assert model["train_cfg"]["rcnn"]["assigner"]["type"] == "MaxIoUAssignerAVA"
         write(small("slow_4x16_r50"), tmp_path / "mm", to="mmaction2")
         content = torch.load(tmp_path / "mm", weights_only=True)
-        model = stored.assignments(content["meta"]["cfg"])["model"]
+        model = python_config.assignments(content["meta"]["cfg"])["model"]
         assert model["backbone"]["type"] == "ResNet3d" and "_scope_" not in model
 
     def test_few_classes_of_boxes(self, tmp_path):
@@ -207,7 +207,7 @@ class TestAnswers:
         model = small("slow_4x16_r50_ava_mmaction2", classes=3, background=False, multi_label=False)
         write(model, tmp_path / "mm", to="mmaction2")
         text = torch.load(tmp_path / "mm", weights_only=True)["meta"]["cfg"]
-        assert stored.assignments(text)["model"]["roi_head"]["bbox_head"]["topk"] == (1,)
+        assert python_config.assignments(text)["model"]["roi_head"]["bbox_head"]["topk"] == (1,)
 
     @pytest.mark.parametrize(
         "preset, loss",

@@ -21,8 +21,8 @@ from slowfast_kernels.models import (
     load_checkpoint,
 )
 from slowfast_kernels.models.checkpoint import write
+from slowfast_kernels.models.checkpoint.assemble import skeleton
 from slowfast_kernels.models.checkpoint.detect import detect
-from slowfast_kernels.models.checkpoint.load import skeleton
 from slowfast_kernels.models.checkpoint.resolve import resolve
 from slowfast_kernels.models.checkpoint.stored import Stored
 from slowfast_kernels.models.presets import PRESETS

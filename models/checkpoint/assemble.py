@@ -1,0 +1,151 @@
+"""Networks of a configuration and of weights under our names: compared key by key, then put together."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+
+from slowfast_kernels.models.checkpoint import keys
+from slowfast_kernels.models.checkpoint.detect import Found, describe, structure
+from slowfast_kernels.models.checkpoint.errors import MismatchError
+from slowfast_kernels.models.checkpoint.templates import rename_pathway
+from slowfast_kernels.models.config import ModelConfig
+from slowfast_kernels.models.slowfast import SlowFast
+
+
+def visible_pool(names: keys.Names) -> bool | None:
+    """pytorchvideo counts the max-pool after res2 of a one-pathway network as a block."""
+    return names.layout.pool if names.library == "pytorchvideo" and not names.layout.two else None
+
+
+def shapes_of(names: keys.Names, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {ours: tuple(tensors[key].shape) for key, ours in names.ours.items()}
+
+
+def collect(names: keys.Names, tensors: Mapping[str, Tensor], single: str | None) -> dict[str, Tensor]:
+    """Weights under our keys, float32 (counters int64). single: what the one pathway is called, if there is
+    one."""
+    state: dict[str, Tensor] = {}
+    for key, ours in names.ours.items():
+        value = tensors[key].detach()
+        if single == "fast":
+            ours = rename_pathway(ours, "slow", "fast")
+        state[ours] = value.to(torch.float32 if value.is_floating_point() else torch.int64)
+    return state
+
+
+def check(
+    label: str,
+    config: ModelConfig,
+    state: dict[str, Tensor],
+    names: keys.Names,
+    found: Found,
+    ignore: Iterable[str] = (),
+) -> None:
+    """Compare weights with an architecture key by key; brings shapes that differ by trailing ones only into
+    line.
+
+    Batch counters may be missing (old files have none). Raises MismatchError, in the file's own names.
+    """
+    expected = {key: tuple(value.shape) for key, value in skeleton(config).state_dict().items()}
+    file_name = {ours: key for key, ours in names.ours.items()}
+    if not found.two and "fast" in found.pathways:
+        file_name = {rename_pathway(ours, "slow", "fast"): key for ours, key in file_name.items()}
+    wanted = replace(names, layout=replace(names.layout, two=len(config.pathways) == 2))
+    missing, wrong = [], {}
+    for key, shape in expected.items():
+        if key not in state:
+            if not key.endswith("num_batches_tracked"):
+                missing.append(file_name.get(key) or wanted.theirs(key))
+            continue
+        got = tuple(state[key].shape)
+        if got != shape:
+            if _without_ones(got) == _without_ones(shape):
+                state[key] = state[key].reshape(shape)
+            else:
+                wrong[file_name[key]] = (shape, got)
+    unexpected = [file_name[key] for key in state if key not in expected]
+    unexpected += [key for key in names.other if key not in set(ignore)]
+    if missing or unexpected or wrong:
+        holds = f"holds {_in_file(found)}" if config_differs(config, found) else "its weights do not fit"
+        raise MismatchError(f"{label}: {holds} (expected {describe(config)})", missing, unexpected, wrong)
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    shape = tuple(shape)
+    while shape and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def config_differs(config: ModelConfig, found: Found) -> bool:
+    """Whether an architecture is not the one that the shapes show."""
+    return structure(config) != found.structure() or config.head.classes != found.classes
+
+
+def _in_file(found: Found) -> str:
+    """One line on an architecture of which only the shapes are known."""
+    paths = []
+    for name, path in found.pathways.items():
+        depth = f"R{path.depth}" if path.blocks is None else f"blocks {list(path.blocks)}"
+        paths.append(f"{name} pathway {depth} of width {path.width}")
+    if found.two and found.lateral.kind == "conv":
+        paths.append(f"lateral kernel {found.lateral.kernel}")
+    return ", ".join([*paths, f"{found.classes} classes"])
+
+
+class _NoRandomWeights(TorchFunctionMode):
+    """Leaves out what fills weights that are about to be replaced."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        given = kwargs or {}
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "fill_", "zero_"):
+            return args[0] if args else given["tensor"]  # torch.nn.init passes names
+        return func(*args, **given)
+
+
+def skeleton(config: ModelConfig) -> SlowFast:
+    """The network without storage for its weights."""
+    with torch.device("meta"), _NoRandomWeights():
+        return SlowFast(config)
+
+
+def build_with(config: ModelConfig, state: Mapping[str, Tensor]) -> SlowFast:
+    """The network with these weights (checked before), in eval mode. The tensors become its parameters."""
+    network = skeleton(config)
+    complete = {
+        key: state[key] if key in state else torch.zeros(value.shape, dtype=value.dtype)
+        for key, value in network.state_dict().items()
+    }
+    network.load_state_dict(complete, assign=True)
+    return network.eval()
+
+
+def norms(network: nn.Module) -> dict[str, _BatchNorm]:
+    """The batch norms by name."""
+    return {name: m for name, m in network.named_modules() if isinstance(m, _BatchNorm)}
+
+
+def pathway_of(layer: str) -> str:
+    """The pathway a layer belongs to; the lateral connections are part of the Slow one, as in mmaction2."""
+    return "fast" if "fast" in layer.split(".") else "slow"
+
+
+def unusual_norms(network: nn.Module) -> dict[str, tuple[float, float | None]]:
+    """(eps, momentum) of the batch norms where they are not 1e-5 and 0.1, as in the networks of all
+    libraries."""
+    values = {name: (m.eps, m.momentum) for name, m in norms(network).items()}
+    return {name: value for name, value in values.items() if value != (1e-5, 0.1)}
+
+
+def set_norms(network: nn.Module, values: Mapping[str, Any]) -> None:
+    """Give the named batch norms their (eps, momentum)."""
+    for name, (eps, momentum) in values.items():
+        norm: Any = network.get_submodule(name)
+        norm.eps, norm.momentum = eps, momentum
