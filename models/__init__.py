@@ -20,10 +20,11 @@ from slowfast_kernels.models.config import (
     RoIConfig,
     fast_width,
 )
+from slowfast_kernels.models.families import family_of
 from slowfast_kernels.models.interop import UnrecognisedModule, from_module
 from slowfast_kernels.models.macs import macs
-from slowfast_kernels.models.overrides import closest, override
-from slowfast_kernels.models.presets import ALIASES, PRESETS
+from slowfast_kernels.models.overrides import override
+from slowfast_kernels.models.presets import PRESETS, preset
 from slowfast_kernels.models.slowfast import SlowFast
 
 __all__ = [
@@ -59,15 +60,12 @@ def names() -> list[str]:
 
 def configure(name: str, **overrides: Any) -> ModelConfig:
     """The configuration that `create(name, **overrides)` builds."""
-    preset = PRESETS.get(ALIASES.get(name, name))
-    if preset is None:
-        raise ValueError(closest("model", name, (*names(), *ALIASES)))
-    return override(preset, overrides)
+    return override(preset(name), overrides)
 
 
 def build(config: ModelConfig) -> SlowFast:
     """The network that a configuration describes, with random weights, in training mode."""
-    return SlowFast(config)
+    return family_of(config).build(config)
 
 
 def create(name: str, **overrides: Any) -> SlowFast:
@@ -89,9 +87,8 @@ def create(name: str, **overrides: Any) -> SlowFast:
                 roi = None | True | RoIConfig | some of its fields (makes a detection head),
                 output = "scores" | "features" | "maps" (what a call returns; `HeadConfig` says it)
       weights   zero_init_final_bn
-    A pathway override holds for both pathways; {"slow": ..., "fast": ...} names them, and a pair (slow, fast)
-    does where a single number is meant. A new depth makes all blocks temporal unless temporal_blocks says
-    otherwise.
+    A pathway override holds for both pathways; {"slow": ..., "fast": ...} names them, and a pair (slow, fast) does
+    where a single number is meant. A new depth makes all blocks temporal unless temporal_blocks says otherwise.
 
     Raises ValueError, in one line and with the nearest names, for an unknown preset or override, and for
     values that do not make a network.

@@ -419,18 +419,12 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "ModelConfig":
         """The configuration that `to_dict` wrote (lists, as JSON makes them, are accepted for tuples)."""
-        parts = {"input": InputSpec, "slow": PathwayConfig, "fast": PathwayConfig, "lateral": LateralConfig}
-        values = {key: _tuples(value) for key, value in data.items()}
-        for key, part in parts.items():
-            if values.get(key) is not None:
-                values[key] = part(**values[key])
-        if values.get("head") is not None:
-            roi = values["head"].get("roi")
-            values["head"] = HeadConfig(**{**values["head"], "roi": RoIConfig(**roi) if roi else None})
-        return cls(**values)
+        parts = {"input": InputSpec, "slow": PathwayConfig, "fast": PathwayConfig}
+        parts |= {"lateral": LateralConfig, "head": HeadConfig, "roi": RoIConfig}
 
+        def read(value: Any, part: type | None = None) -> Any:
+            if part is not None and value is not None:
+                return part(**{key: read(item, parts.get(key)) for key, item in value.items()})
+            return tuple(map(read, value)) if isinstance(value, list | tuple) else value
 
-def _tuples(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+        return read(data, cls)

@@ -18,25 +18,7 @@ from slowfast_kernels.models.config import (
 )
 
 # Keyword argument -> field, for those that are one field.
-_INPUT = {
-    name: name
-    for name in (
-        "frames",
-        "alpha",
-        "tau",
-        "crop",
-        "test_crop",
-        "mean",
-        "std",
-        "slow_index",
-        "reverse_channels",
-        "fast_input",
-        "sampling",
-        "views",
-        "ensemble",
-        "fixed_frames",
-    )
-}
+_INPUT = {field.name: field.name for field in fields(InputSpec) if field.name != "call"}
 _LATERAL = {
     "lateral": "kind",
     "fusion_kernel": "kernel",
@@ -44,32 +26,9 @@ _LATERAL = {
     "lateral_norm": "norm",
     "lateral_relu": "relu",
 }
-_HEAD = {
-    "classes": "classes",
-    "head": "semantics",
-    "activation": "activation",
-    "pool": "pool",
-    "dropout": "dropout",
-    "multi_label": "multi_label",
-    "background": "background",
-    "roi": "roi",
-    "output": "output",
-}
-_PATHWAY = {
-    name: name
-    for name in (
-        "depth",
-        "block",
-        "blocks",
-        "temporal_kernels",
-        "temporal_blocks",
-        "strides",
-        "dilations",
-        "stem_stride",
-        "stem_pool_stride",
-        "pool_after_res2",
-    )
-}
+_HEAD = {"head" if field.name == "semantics" else field.name: field.name for field in fields(HeadConfig)}
+_GIVEN = ("width", "in_channels", "stem_kernel")  # by beta, fast_input, temporal_kernels
+_PATHWAY = tuple(field.name for field in fields(PathwayConfig) if field.name not in _GIVEN)
 _MODEL = {"zero_init_final_bn": "zero_init_final_bn"}
 _DERIVED = ("beta", "res5_stride", "res5_dilation")
 OVERRIDES = tuple(sorted((*_INPUT, *_LATERAL, *_HEAD, *_PATHWAY, *_MODEL, *_DERIVED)))
@@ -85,8 +44,7 @@ def closest(what: str, name: str, choices: Iterable[str]) -> str:
 
 
 def override(config: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
-    """The configuration with the changes that `create` documents. Raises a one-line ValueError for a bad
-    one."""
+    """The configuration with the changes that `create` documents. Raises a one-line ValueError for a bad one."""
     for name in changes:
         if name not in OVERRIDES:
             raise ValueError(closest("override", name, OVERRIDES))

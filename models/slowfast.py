@@ -149,30 +149,17 @@ def _stem(path: PathwayConfig) -> Stem:
 
 
 def _widths(path: PathwayConfig) -> list[int]:
-    """Channels after the stem, res2, res3, res4 (and res5): what the next stage and the laterals start
-    from."""
+    """Channels after the stem, res2, res3, res4 (and res5): what the next stage and the laterals start from."""
     return [path.width, *(path.out_channels(i) for i in range(len(STAGES)))]
 
 
 def _laterals(config: ModelConfig) -> list[Lateral]:
-    lateral, alpha = config.lateral, config.input.alpha
-    return [
-        Lateral(
-            channels,
-            alpha,
-            kind=lateral.kind,
-            kernel=lateral.kernel,
-            ratio=lateral.ratio,
-            norm=lateral.norm,
-            relu=lateral.relu,
-        )
-        for channels in _widths(config.pathway("fast"))[:4]
-    ]
+    widths, settings = _widths(config.pathway("fast"))[:4], vars(config.lateral)
+    return [Lateral(channels, config.input.alpha, **settings) for channels in widths]
 
 
 def _stage(config: ModelConfig, name: str, index: int) -> Stage:
-    """Stage 0..3 (res2..res5) of a pathway; the Slow one also takes in what the lateral connection
-    appended."""
+    """Stage 0..3 (res2..res5) of a pathway; the Slow one also takes in what the lateral connection appended."""
     path = config.pathway(name)
     channels = _widths(path)[index]
     if name == "slow" and config.fast is not None:
@@ -190,28 +177,14 @@ def _stage(config: ModelConfig, name: str, index: int) -> Stage:
 
 def _head(config: ModelConfig, channels: int) -> Head | RoIHead:
     head = config.head
+    usual: dict[str, Any] = {
+        "semantics": head.semantics,
+        "activation": head.activation,
+        "dropout": head.dropout,
+    }
     if head.roi is None:
-        return Head(
-            channels,
-            head.classes,
-            semantics=head.semantics,
-            activation=head.activation,
-            pool=head.pool,
-            dropout=head.dropout,
-        )
-    roi = head.roi
-    return RoIHead(
-        channels,
-        head.classes,
-        resolution=roi.resolution,
-        scale=roi.scale,
-        sampling_ratio=roi.sampling_ratio,
-        aligned=roi.aligned,
-        temporal=roi.temporal,
-        semantics=head.semantics,
-        activation=head.activation,
-        dropout=head.dropout,
-    )
+        return Head(channels, head.classes, pool=head.pool, **usual)
+    return RoIHead(channels, head.classes, **vars(head.roi), **usual)
 
 
 def initialise(model: nn.Module, *, zero_init_final_bn: bool = True) -> None:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from slowfast_kernels.models.checkpoint.detect import describe
+from slowfast_kernels.models.families import FAMILIES
 from slowfast_kernels.models.presets import PRESETS
 
 LIBRARIES = {
@@ -65,15 +66,8 @@ def unsupported(shapes: Mapping[str, Sequence[int]]) -> str:
 
 # -- the table of supported models --
 
-NETWORKS = {  # of one kind, and a preset that stands for it
-    "SlowFast": "slowfast_8x8_r50",
-    "SlowFast, boxes": "slowfast_8x8_r50_ava",
-    "Slow": "slow_8x8_r50",
-    "Slow, boxes": "slow_4x16_r50_ava",
-    "I3D": "i3d_8x8_r50",
-    "C2D": "c2d_8x8_r50",
-    "Fast-only": "fast_only",
-}
+# Kinds of networks, and a preset that stands for each.
+NETWORKS = {kind: preset for family in FAMILIES for kind, preset in family.networks.items()}
 THEIRS = tuple(library for library in LIBRARIES if library != "slowfast")
 
 

@@ -1,6 +1,6 @@
 """Networks of a configuration and of weights under our names: compared key by key, then put together."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,51 +10,34 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from slowfast_kernels.models.checkpoint import keys
-from slowfast_kernels.models.checkpoint.detect import Found, describe, structure
+from slowfast_kernels.models.checkpoint.detect import Found, describe, detect, structure
 from slowfast_kernels.models.checkpoint.errors import MismatchError
-from slowfast_kernels.models.checkpoint.templates import rename_pathway
 from slowfast_kernels.models.config import ModelConfig
+from slowfast_kernels.models.families import family_of
 from slowfast_kernels.models.slowfast import SlowFast
 
 
-def visible_pool(names: keys.Names) -> bool | None:
-    """pytorchvideo counts the max-pool after res2 of a one-pathway network as a block."""
-    return names.layout.pool if names.library == "pytorchvideo" and not names.layout.two else None
+def read_shapes(names: keys.Names, tensors: Mapping[str, Tensor]) -> tuple[keys.Names, Found]:
+    """What shapes tell of a network, and its names with a pathway on its own called what it is."""
+    # pytorchvideo counts the max-pool after res2 of a one-pathway network as a block
+    pool = names.layout.pool if names.library == "pytorchvideo" and not names.layout.two else None
+    found = detect({ours: tuple(tensors[key].shape) for key, ours in names.ours.items()}, pool)
+    return (names if found.two else names.called(*found.pathways)), found
 
 
-def shapes_of(names: keys.Names, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {ours: tuple(tensors[key].shape) for key, ours in names.ours.items()}
+def collect(names: keys.Names, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under our keys, float32 (counters int64)."""
+    state = {ours: tensors[key].detach() for key, ours in names.ours.items()}
+    return {ours: x.to(torch.float32 if x.is_floating_point() else torch.int64) for ours, x in state.items()}
 
 
-def collect(names: keys.Names, tensors: Mapping[str, Tensor], single: str | None) -> dict[str, Tensor]:
-    """Weights under our keys, float32 (counters int64). single: what the one pathway is called, if there is
-    one."""
-    state: dict[str, Tensor] = {}
-    for key, ours in names.ours.items():
-        value = tensors[key].detach()
-        if single == "fast":
-            ours = rename_pathway(ours, "slow", "fast")
-        state[ours] = value.to(torch.float32 if value.is_floating_point() else torch.int64)
-    return state
-
-
-def check(
-    label: str,
-    config: ModelConfig,
-    state: dict[str, Tensor],
-    names: keys.Names,
-    found: Found,
-    ignore: Iterable[str] = (),
-) -> None:
-    """Compare weights with an architecture key by key; brings shapes that differ by trailing ones only into
-    line.
+def check(label: str, config: ModelConfig, state: dict[str, Tensor], names: keys.Names, found: Found) -> None:
+    """Compare weights with an architecture key by key; brings shapes that differ by trailing ones only into line.
 
     Batch counters may be missing (old files have none). Raises MismatchError, in the file's own names.
     """
     expected = {key: tuple(value.shape) for key, value in skeleton(config).state_dict().items()}
     file_name = {ours: key for key, ours in names.ours.items()}
-    if not found.two and "fast" in found.pathways:
-        file_name = {rename_pathway(ours, "slow", "fast"): key for ours, key in file_name.items()}
     wanted = replace(names, layout=replace(names.layout, two=len(config.pathways) == 2))
     missing, wrong = [], {}
     for key, shape in expected.items():
@@ -68,10 +51,10 @@ def check(
                 state[key] = state[key].reshape(shape)
             else:
                 wrong[file_name[key]] = (shape, got)
-    unexpected = [file_name[key] for key in state if key not in expected]
-    unexpected += [key for key in names.other if key not in set(ignore)]
+    unexpected = [*(file_name[key] for key in state if key not in expected), *names.other]
     if missing or unexpected or wrong:
-        holds = f"holds {_in_file(found)}" if config_differs(config, found) else "its weights do not fit"
+        same = structure(config) == found.structure() and config.head.classes == found.classes
+        holds = "its weights do not fit" if same else f"holds {_in_file(found)}"
         raise MismatchError(f"{label}: {holds} (expected {describe(config)})", missing, unexpected, wrong)
 
 
@@ -80,11 +63,6 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     while shape and shape[-1] == 1:
         shape = shape[:-1]
     return shape
-
-
-def config_differs(config: ModelConfig, found: Found) -> bool:
-    """Whether an architecture is not the one that the shapes show."""
-    return structure(config) != found.structure() or config.head.classes != found.classes
 
 
 def _in_file(found: Found) -> str:
@@ -113,7 +91,7 @@ class _NoRandomWeights(TorchFunctionMode):
 def skeleton(config: ModelConfig) -> SlowFast:
     """The network without storage for its weights."""
     with torch.device("meta"), _NoRandomWeights():
-        return SlowFast(config)
+        return family_of(config).build(config)
 
 
 def build_with(config: ModelConfig, state: Mapping[str, Tensor]) -> SlowFast:
@@ -138,8 +116,7 @@ def pathway_of(layer: str) -> str:
 
 
 def unusual_norms(network: nn.Module) -> dict[str, tuple[float, float | None]]:
-    """(eps, momentum) of the batch norms where they are not 1e-5 and 0.1, as in the networks of all
-    libraries."""
+    """(eps, momentum) of the batch norms where they are not 1e-5 and 0.1, as in the networks of all libraries."""
     values = {name: (m.eps, m.momentum) for name, m in norms(network).items()}
     return {name: value for name, value in values.items() if value != (1e-5, 0.1)}
 

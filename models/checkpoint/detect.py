@@ -3,9 +3,10 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from slowfast_kernels.models.config import STAGE_BLOCKS, LateralConfig, ModelConfig, PathwayConfig
+from slowfast_kernels.models.families import family_of
+from slowfast_kernels.models.families.resnet3d import is_fast_only
 
 Shape = tuple[int, ...]
 
@@ -56,8 +57,7 @@ def _structure(pathways: Mapping[str, PathwayConfig], lateral: LateralConfig) ->
 def detect(shapes: Mapping[str, Shape], visible_pool: bool | None = None) -> Found:
     """Read the architecture off shapes under our keys. Tolerates missing keys: whoever compares names them.
 
-    Other libraries have no name for a Fast pathway on its own; one that comes as "slow" is called "fast"
-    here.
+    Other libraries have no name for a Fast pathway on its own; one that comes as "slow" is called "fast" here.
 
     Raises ValueError where no network of the family has such weights.
     """
@@ -73,15 +73,6 @@ def detect(shapes: Mapping[str, Shape], visible_pool: bool | None = None) -> Fou
     if names == ["slow"] and is_fast_only(pathways["slow"]):
         pathways = {"fast": pathways["slow"]}
     return Found(pathways, lateral, classes, visible_pool)
-
-
-def is_fast_only(path: PathwayConfig) -> bool:
-    """A Fast pathway on its own: every block looks at three frames, the stem at five, and it is thin."""
-    return path.stem_kernel == 5 and set(_flat(path)) == {3} and path.width < 64
-
-
-def _flat(path: PathwayConfig) -> list[int]:
-    return [kernel for stage in range(4) for kernel in path.block_kernels(stage)]
 
 
 def _pathway(shapes: Mapping[str, Shape], name: str) -> PathwayConfig:
@@ -170,48 +161,15 @@ def _lateral(shapes: Mapping[str, Shape], pathways: Mapping[str, PathwayConfig])
 
 def describe(config: ModelConfig) -> str:
     """One line on an architecture: "SlowFast-R50, alpha 4, beta 1/8, lateral kernel 7, 400 classes"."""
-    paths = list(config.paths.values())
+    paths, family = list(config.paths.values()), family_of(config)
     depth = "/".join(dict.fromkeys(_depth_name(path) for path in paths))
-    words: list[Any] = []
-    if len(paths) == 2:
-        kind = "SlowFast"
-        beta = paths[0].width / paths[1].width
-        words += [f"alpha {config.input.alpha}", f"beta 1/{beta:g}"]
-        lateral = config.lateral
-        words.append(
-            f"lateral kernel {lateral.kernel}" if lateral.kind == "conv" else f"lateral {lateral.kind}"
-        )
-        if lateral.kind == "conv" and not lateral.norm:
-            words.append("without batch norm")
-    else:
-        kind = single_kind(paths[0])
-        if paths[0].pool_after_res2 > 1:
-            words.append(f"max-pool of {paths[0].pool_after_res2} frames after res2")
+    words = list(family.traits(config))
     if any(path.temporal_blocks for path in paths):
         counts = [path.temporal_blocks[2] if path.temporal_blocks else path.stage_blocks[2] for path in paths]
         words.append(f"temporal blocks in res4 {'/'.join(map(str, counts))}")
     task = "detection" if config.head.roi else "classification"
-    return ", ".join([f"{kind}-{depth}", *words, f"{task} with {config.head.classes} classes"])
-
-
-def kind(config: ModelConfig) -> str:
-    """ "SlowFast", or what `single_kind` says."""
-    return "SlowFast" if len(config.paths) == 2 else single_kind(*config.paths.values())
+    return ", ".join([f"{family.kind(config)}-{depth}", *words, f"{task} with {config.head.classes} classes"])
 
 
 def _depth_name(path: PathwayConfig) -> str:
     return f"R{path.depth}" if path.blocks is None else f"R({','.join(map(str, path.blocks))})"
-
-
-def single_kind(path: PathwayConfig) -> str:
-    """ "Slow", "C2D", "I3D", "Fast-only" or, for any other pattern of temporal kernels, "3-D ResNet"."""
-    patterns = [path.block_kernels(stage) for stage in range(4)]
-    inflated = [any(k > 1 for k in stage) for stage in patterns]
-    if not any(inflated):
-        return "C2D" if path.stem_kernel == 1 else "3-D ResNet"
-    if is_fast_only(path):
-        return "Fast-only"
-    if inflated == [False, False, True, True] and path.stem_kernel == 1:
-        return "Slow"
-    mixed = any(len(set(stage)) > 1 for stage in patterns[1:]) and path.temporal_blocks is None
-    return "I3D" if all(inflated) and mixed else "3-D ResNet"

@@ -89,8 +89,7 @@ class _Inert:
 
 @contextmanager
 def _inert_names() -> Iterator[None]:
-    """mmengine's training files keep a log beside the weights, as objects of their own class over numpy
-    arrays.
+    """mmengine's training files keep a log beside the weights, as objects of their own class over numpy arrays.
 
     torch's weights-only unpickler refuses the names; under stand-ins that do nothing the rest can be read.
     """

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from slowfast_kernels.models.checkpoint import caffe2, mmaction2, pyslowfast, pytorchvideo
@@ -47,6 +47,13 @@ class Names:
     def theirs(self, key: str) -> str:
         """The file's name for our key, whether the file has it or not."""
         return name(self.library, key, self.layout)
+
+    def called(self, pathway: str) -> "Names":
+        """The same of a network of one pathway that is called so here."""
+        ours = {
+            key: re.sub(r"^(stem|res\d)\.slow\.", rf"\1.{pathway}.", ours) for key, ours in self.ours.items()
+        }
+        return replace(self, ours=ours)
 
 
 @cache

@@ -16,18 +16,17 @@ from slowfast_kernels.models.checkpoint.assemble import (
     collect,
     norms,
     pathway_of,
+    read_shapes,
     set_norms,
-    shapes_of,
     unusual_norms,
-    visible_pool,
 )
-from slowfast_kernels.models.checkpoint.detect import Found, describe, detect, structure
+from slowfast_kernels.models.checkpoint.detect import Found, describe, structure
 from slowfast_kernels.models.checkpoint.errors import CheckpointError, Question, UndecidedError, some
 from slowfast_kernels.models.checkpoint.resolve import Resolved, resolve, with_window
 from slowfast_kernels.models.checkpoint.stored import Stored, from_ours
 from slowfast_kernels.models.config import ModelConfig, RoIConfig
-from slowfast_kernels.models.overrides import closest, override
-from slowfast_kernels.models.presets import ALIASES, PRESETS
+from slowfast_kernels.models.overrides import override
+from slowfast_kernels.models.presets import preset
 from slowfast_kernels.models.slowfast import SlowFast
 from slowfast_kernels.models.support import LIBRARIES, looks_like, unsupported
 
@@ -57,22 +56,20 @@ class CheckpointInfo:
 def load_checkpoint(path: str | Path, model: str | None = None, **overrides: Any) -> SlowFast:
     """The network of a checkpoint with its weights, in eval mode.
 
-    path: a file of PySlowFast (`.pyth`, Caffe2 `.pkl`, or of its wrappers of pytorchvideo networks),
-        pytorchvideo, mmaction2, or `save_checkpoint`, recognised by its content whatever its name. Nothing in
-        the file is executed.
+    path: a file of PySlowFast (`.pyth`, Caffe2 `.pkl`, or of its wrappers of pytorchvideo networks), pytorchvideo,
+        mmaction2, or `save_checkpoint`, recognised by its content whatever its name. Nothing in the file is executed.
     model: a preset's name, for what weights cannot tell (alpha, the temporal max-pool of I3D and C2D, strides
         and dilation of detection models) where the file stores no configuration and the library's published
         models with these shapes do not agree. The number of classes and the conventions of the library and
         of the file's format stay the file's.
     overrides: as `create` takes them, for the same purpose (`alpha=8`), or to change the head or the input.
 
-    Returns a trainable `SlowFast`, called as `model([slow, fast])` or `model(clip)`, detection models with
-    boxes as the second argument. It has the head semantics of the library the file is from (`config.head`),
-    and the preset, normalisation, rule for the Slow frames and channel order that go with the weights
-    (`config.input`). The head of a file of PySlowFast or pytorchvideo has a window over `config.input.frames`
-    frames, and clips of another length are refused (`fixed_frames=False` averages whatever comes).
-    `model.checkpoint` is a `CheckpointInfo`; the same line is logged, at level WARNING if
-    something that changes the network's function was assumed, else at INFO.
+    Returns a trainable `SlowFast`, called as `model([slow, fast])` or `model(clip)`, detection models with boxes as
+    the second argument. It has the head semantics of the library the file is from (`config.head`), and the preset,
+    normalisation, rule for the Slow frames and channel order that go with the weights (`config.input`). The head of a
+    file of PySlowFast or pytorchvideo has a window over `config.input.frames` frames, and clips of another length are
+    refused (`fixed_frames=False` averages whatever comes). `model.checkpoint` is a `CheckpointInfo`; the same line is
+    logged, at level WARNING if something that changes the network's function was assumed, else at INFO.
 
     Raises FileNotFoundError, and CheckpointError (a ValueError, its message begins with the file): not a
     checkpoint, damaged, refused because it asks for more than plain data, or an architecture this library
@@ -80,14 +77,17 @@ def load_checkpoint(path: str | Path, model: str | None = None, **overrides: Any
     weights that do not fit key by key.
     """
     contents = files.read(path)
-    preset = _preset(model)
+    try:
+        named = preset(model) if model is not None else None
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
     names = keys.read(contents.tensors)
     shapes = {key: tuple(value.shape) for key, value in contents.tensors.items()}
     if names is None:
         found = some(list(contents.tensors)) or "none"
         raise CheckpointError(f"{path}: unknown weights, {unsupported(shapes)}; got the keys {found}")
     try:
-        result, state = _configure(contents, names, preset, overrides)
+        result, state = _configure(contents, names, named, overrides)
     except (ValueError, TypeError) as error:
         if looks_like(shapes):  # a key by key comparison with another kind of network tells nobody anything
             raise CheckpointError(f"{path}: not supported, {unsupported(shapes)}") from error
@@ -101,23 +101,13 @@ def load_checkpoint(path: str | Path, model: str | None = None, **overrides: Any
     marker = contents.rest.get(files.FORMAT)
     if isinstance(marker, Mapping):
         set_norms(network, marker.get("batch_norm") or {})
-    for path, norm in result.norms.items():
-        set_norms(network, {name: norm for name in norms(network) if pathway_of(name) == path})
-    info = CheckpointInfo(
-        str(path), _format(contents, names, config), config.source, describe(config), result.assumed
-    )
+    for pathway, norm in result.norms.items():
+        set_norms(network, {name: norm for name in norms(network) if pathway_of(name) == pathway})
+    kind = _format(contents, names, config)
+    info = CheckpointInfo(str(path), kind, config.source, describe(config), result.assumed)
     network.checkpoint = info
     log.log(logging.WARNING if result.decisive else logging.INFO, "%s", info)
     return network
-
-
-def _preset(name: str | None) -> ModelConfig | None:
-    if name is None:
-        return None
-    preset = PRESETS.get(ALIASES.get(name, name))
-    if preset is None:
-        raise CheckpointError(closest("model", name, (*sorted(PRESETS), *ALIASES)))
-    return preset
 
 
 def _format(contents: files.Contents, names: keys.Names, config: ModelConfig) -> str:
@@ -129,7 +119,7 @@ def _format(contents: files.Contents, names: keys.Names, config: ModelConfig) ->
 
 
 def _configure(
-    contents: files.Contents, names: keys.Names, preset: ModelConfig | None, overrides: Mapping[str, Any]
+    contents: files.Contents, names: keys.Names, named: ModelConfig | None, overrides: Mapping[str, Any]
 ) -> tuple[Resolved, dict[str, Tensor]]:
     """The file's configuration and its weights under our keys, checked against each other."""
     path, tensors = contents.path, contents.tensors
@@ -139,9 +129,9 @@ def _configure(
             f"{some(names.nonlocals)}"
         )
     if names.library == "slowfast":
-        config = _own(contents, preset, overrides)
-        found = detect(shapes_of(names, tensors))
-        state = collect(names, tensors, next(iter(found.pathways)) if not found.two else None)
+        config = _own(contents, named, overrides)
+        names, found = read_shapes(names, tensors)
+        state = collect(names, tensors)
         check(path, config, state, names, found)
         return Resolved(config, ()), state
 
@@ -149,22 +139,22 @@ def _configure(
     if said is not None and said.refused:
         raise CheckpointError(f"{path}: not supported: its {said.origin} has {'; '.join(said.refused)}")
     library, semantics = _library(contents, names, said)
-    found = detect(shapes_of(names, tensors), visible_pool(names))
-    state = collect(names, tensors, next(iter(found.pathways)) if not found.two else None)
-    if preset is not None and structure(preset) != found.structure():
-        wanted = _as_in_file(preset, found, library)
+    names, found = read_shapes(names, tensors)
+    state = collect(names, tensors)
+    if named is not None and structure(named) != found.structure():
+        wanted = _as_in_file(named, found, library)
         check(path, wanted, state, names, found)
     # PySlowFast gives the same names to both heads
     detects = names.layout.detects if names.library in ("pytorchvideo", "mmaction2") else None
-    if detects and preset is not None and preset.head.roi is None:
+    if detects and named is not None and named.head.roi is None:
         raise CheckpointError(
-            f"{path}: holds a detection head (expected one of clips, as {preset.name} has it)"
+            f"{path}: holds a detection head (expected one of clips, as {named.name} has it)"
         )
-    if detects is False and preset is not None and preset.head.roi is not None:
+    if detects is False and named is not None and named.head.roi is not None:
         raise CheckpointError(
-            f"{path}: holds a classifier of clips (expected a detection head, as {preset.name} has)"
+            f"{path}: holds a classifier of clips (expected a detection head, as {named.name} has)"
         )
-    result = resolve(found, library, said, preset, overrides, detects=detects, semantics=semantics)
+    result = resolve(found, library, said, named, overrides, detects=detects, semantics=semantics)
     told = "fixed_frames" in overrides or (said is not None and "fixed_frames" in said.input)
     if not told and result.length_known:
         result = replace(result, config=with_window(result.config))
@@ -213,7 +203,7 @@ def _library(contents: files.Contents, names: keys.Names, said: Stored | None) -
     return names.library, names.library
 
 
-def _own(contents: files.Contents, preset: ModelConfig | None, overrides: Mapping[str, Any]) -> ModelConfig:
+def _own(contents: files.Contents, named: ModelConfig | None, overrides: Mapping[str, Any]) -> ModelConfig:
     """Configuration of a file of ours, or of a bare state dict of one of our models."""
     marker = contents.rest.get(files.FORMAT)
     if isinstance(marker, Mapping):
@@ -225,10 +215,10 @@ def _own(contents: files.Contents, preset: ModelConfig | None, overrides: Mappin
             config = ModelConfig.from_dict(marker["config"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise CheckpointError(f"{contents.path}: its configuration cannot be read ({error})") from error
-        if preset is not None and structure(preset) != structure(config):
-            config = replace(preset, head=replace(preset.head, classes=config.head.classes))
-    elif preset is not None:
-        config = preset
+        if named is not None and structure(named) != structure(config):
+            config = replace(named, head=replace(named.head, classes=config.head.classes))
+    elif named is not None:
+        config = named
     else:
         what = "its configuration (a bare state dict of slowfast-kernels; save_checkpoint writes both)"
         raise UndecidedError(contents.path, [Question(what, ("model=NAME",))])

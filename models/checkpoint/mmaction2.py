@@ -78,18 +78,14 @@ def stored(settings: Mapping[str, Any]) -> Stored:
     return said
 
 
+# ResNet3d's arguments that change what it computes in a way this library does not, and their usual values.
+_USUAL = {"temporal_strides": (1, 1, 1, 1), "conv1_stride_s": 2, "pool1_stride_s": 2, "style": "pytorch"}
+_USUAL |= {"inflate_style": "3x1x1", "out_indices": (3,)}
 _BATCH_NORMS = ("BN", "BN3d", "SyncBN", "MMSyncBN")  # the same in evaluation
 
 
 def _read_path(pathway: str, part: Mapping[str, Any], said: Stored) -> dict[str, Any]:
-    for name, usual in (
-        ("temporal_strides", (1, 1, 1, 1)),
-        ("conv1_stride_s", 2),
-        ("pool1_stride_s", 2),
-        ("style", "pytorch"),
-        ("inflate_style", "3x1x1"),
-        ("out_indices", (3,)),
-    ):
+    for name, usual in _USUAL.items():
         value = part.get(name, usual)
         if (tuple(value) if isinstance(value, list | tuple) else value) != usual:
             said.refused.append(f"{name}={value}")
@@ -227,11 +223,7 @@ def contents(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, An
         }
     else:
         (path,) = paths.values()
-        backbone = {
-            "type": "ResNet3d",
-            **_path_config(path),
-            "with_pool2": path.pool_after_res2 == 2,
-        }
+        backbone = {"type": "ResNet3d", **_path_config(path), "with_pool2": path.pool_after_res2 == 2}
     model: dict[str, Any] = {
         "type": "Recognizer3D",
         "backbone": backbone,
@@ -258,10 +250,8 @@ def contents(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, An
         model = _detector(model, head, head.roi, features)
     kind = "SampleAVAFrames" if head.roi else "SampleFrames"
     sample: dict[str, Any] = {"type": kind, "clip_len": spec.frames, "frame_interval": spec.tau}
-    test: list[dict[str, Any]] = [
-        {**sample, "test_mode": True},
-        {"type": "Resize", "scale": (-1, spec.test_crop)},
-    ]
+    resize = {"type": "Resize", "scale": (-1, spec.test_crop)}
+    test: list[dict[str, Any]] = [{**sample, "test_mode": True}, resize]
     if head.roi is None:
         crop = {1: "CenterCrop", 3: "ThreeCrop"}.get(spec.views[1], "ThreeCrop")
         test[0]["num_clips"] = spec.views[0]
@@ -275,11 +265,17 @@ def contents(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, An
     return {"meta": {"cfg": text, "config": text}, "state_dict": dict(weights)}
 
 
+# mmaction2's choice of boxes to train on
+_BOXES = python_config.assignments("""
+assigner = dict(type="MaxIoUAssignerAVA", pos_iou_thr=0.9, neg_iou_thr=0.9, min_pos_iou=0.9)
+sampler = dict(type="RandomSampler", num=32, pos_fraction=1, neg_pos_ub=-1, add_gt_as_proposals=True)
+pos_weight = 1.0
+""")
+
+
 def _detector(model: dict[str, Any], head: HeadConfig, roi: RoIConfig, features: int) -> dict[str, Any]:
     """A detector is a network of mmdet, which finds mmaction2's parts by their prefix."""
-    own = {
-        name: {**model[name], "type": f"mmaction.{model[name]['type']}"} for name in model if name != "type"
-    }
+    own = {name: {**x, "type": f"mmaction.{x['type']}"} for name, x in model.items() if name != "type"}
     bbox_head = {
         "type": "BBoxHeadAVA",
         "background_class": head.background,
@@ -290,17 +286,6 @@ def _detector(model: dict[str, Any], head: HeadConfig, roi: RoIConfig, features:
     }
     if head.classes <= 5:  # it insists on counting fewer best classes than there are
         bbox_head["topk"] = tuple(k for k in (1, 3) if k < head.classes)
-    boxes = {  # mmaction2's choice of boxes to train on
-        "assigner": {"type": "MaxIoUAssignerAVA", "pos_iou_thr": 0.9, "neg_iou_thr": 0.9, "min_pos_iou": 0.9},
-        "sampler": {
-            "type": "RandomSampler",
-            "num": 32,
-            "pos_fraction": 1,
-            "neg_pos_ub": -1,
-            "add_gt_as_proposals": True,
-        },
-        "pos_weight": 1.0,
-    }
     return {
         "type": "FastRCNN",
         "_scope_": "mmdet",
@@ -319,7 +304,7 @@ def _detector(model: dict[str, Any], head: HeadConfig, roi: RoIConfig, features:
             },
             "bbox_head": bbox_head,
         },
-        "train_cfg": {"rcnn": boxes},
+        "train_cfg": {"rcnn": _BOXES},
         "test_cfg": {"rcnn": None},
     }
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from slowfast_kernels.models.checkpoint.detect import kind
 from slowfast_kernels.models.checkpoint.rules import Rule, joined
 from slowfast_kernels.models.checkpoint.stored import Stored
 from slowfast_kernels.models.checkpoint.templates import Layout, Table, paths
 from slowfast_kernels.models.config import HeadConfig, ModelConfig, PathwayConfig, RoIConfig
+from slowfast_kernels.models.families import family_of
 
 
 def layout(keys: Sequence[str]) -> Layout:
@@ -64,8 +64,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {  # of PySlowFast, for configurations th
     "AVA": {"BGR": False},
     "TRAIN": {"DATASET": "kinetics"},
 }
-_POOLING = {"c2d": 2, "i3d": 2}  # frames that PySlowFast's max-pool after res2 spans; 1 in its other networks
-_POOLING = {"c2d": 2, "i3d": 2}  # frames that PySlowFast's max-pool after res2 spans; 1 in its other networks
+_POOLING = {"c2d": 2, "i3d": 2}  # frames that its max-pool after res2 spans; 1 in its other networks
 
 
 def _yaml(cfg: Any) -> Mapping[str, Any]:
@@ -94,11 +93,11 @@ def stored(cfg: Mapping[str, Any] | str) -> Stored:
     wrapper = str(model["MODEL_NAME"]).startswith("PTV")
     said = Stored("PySlowFast cfg", detects=bool(detection["ENABLE"]), wrapper=wrapper)
 
-    multigrid = c["MULTIGRID"]
     # a long cycle changes frames and crop during training, and keeps the real ones here
-    long_cycle = multigrid["LONG_CYCLE"]
-    frames = long_cycle and multigrid["DEFAULT_T"] or data["NUM_FRAMES"]
-    crop = long_cycle and multigrid["DEFAULT_S"] or data["TRAIN_CROP_SIZE"]
+    long_cycle = c["MULTIGRID"]["LONG_CYCLE"]
+    frames = long_cycle and c["MULTIGRID"]["DEFAULT_T"] or data["NUM_FRAMES"]
+    crop = long_cycle and c["MULTIGRID"]["DEFAULT_S"] or data["TRAIN_CROP_SIZE"]
+    views = int(c["TEST"]["NUM_ENSEMBLE_VIEWS"]), int(c["TEST"]["NUM_SPATIAL_CROPS"])
     said.input = {
         "frames": int(frames),
         "tau": int(data["SAMPLING_RATE"]),
@@ -107,9 +106,7 @@ def stored(cfg: Mapping[str, Any] | str) -> Stored:
         "mean": tuple(float(x) for x in data["MEAN"]),
         "std": tuple(float(x) for x in data["STD"]),
         "reverse_channels": bool(c["AVA"]["BGR"] if said.detects else data["REVERSE_INPUT_CHANNEL"]),
-        "views": (1, 1)
-        if said.detects
-        else (int(c["TEST"]["NUM_ENSEMBLE_VIEWS"]), int(c["TEST"]["NUM_SPATIAL_CROPS"])),
+        "views": (1, 1) if said.detects else views,
         "ensemble": "max" if data["ENSEMBLE_METHOD"] == "max" else "mean",
     }
     if str(c["TRAIN"]["DATASET"]).lower() == "ssv2":
@@ -132,12 +129,11 @@ def stored(cfg: Mapping[str, Any] | str) -> Stored:
             nopool = "nopool" in f"{arch} {model['MODEL_NAME']}".lower()
             said.pathways[name]["pool_after_res2"] = 1 if nopool else _POOLING.get(arch, 1)
 
-    multi_label = bool(data["MULTI_LABEL"] or said.detects or model["HEAD_ACT"] == "sigmoid")
     said.head = {
         "activation": model["HEAD_ACT"],
-        "multi_label": multi_label,
+        "multi_label": bool(data["MULTI_LABEL"] or said.detects or model["HEAD_ACT"] == "sigmoid"),
         "dropout": float(model["DROPOUT_RATE"]),
-        "pool": None if said.detects or multigrid["SHORT_CYCLE"] else max(1, int(crop) // 32),
+        "pool": None if said.detects or c["MULTIGRID"]["SHORT_CYCLE"] else max(1, int(crop) // 32),
     }
     if said.detects:
         said.head["roi"] = RoIConfig(
@@ -196,7 +192,7 @@ def rules(config: ModelConfig) -> Iterator[Rule]:
     yield (
         _arch(config) is not None,
         "the temporal kernels and pooling of its slowfast, slow, c2d or i3d architecture",
-        f"a {kind(config)} network with others",
+        f"a {family_of(config).kind(config)} network with others",
     )
     if roi is not None:
         yield roi.temporal == "mean", "the mean over the frames before RoIAlign", f"their {roi.temporal}imum"

@@ -5,6 +5,9 @@ from typing import Any
 
 from slowfast_kernels.models.config import ModelConfig
 
+# Fields of a `PathwayConfig` that no shape tells.
+UNSEEN = ("strides", "dilations", "pool_after_res2", "stem_stride", "stem_pool_stride")
+
 
 @dataclass
 class Stored:
@@ -29,18 +32,12 @@ class Stored:
 
 def from_ours(config: ModelConfig) -> Stored:
     """Everything of one of our configurations."""
-    per_path = ("strides", "dilations", "pool_after_res2", "stem_stride", "stem_pool_stride")
-    head = {
-        key: getattr(config.head, key)
-        for key in ("activation", "multi_label", "background", "pool", "dropout")
-    }
+    head = ("activation", "multi_label", "background", "pool", "dropout", "roi")
     return Stored(
         "slowfast-kernels configuration",
         input=asdict(config.input),
-        pathways={
-            name: {key: getattr(config.pathway(name), key) for key in per_path} for name in config.pathways
-        },
+        pathways={n: {key: getattr(path, key) for key in UNSEEN} for n, path in config.paths.items()},
         lateral={"relu": config.lateral.relu},
-        head={**head, "roi": config.head.roi},
+        head={key: getattr(config.head, key) for key in head},
         detects=config.head.roi is not None,
     )

@@ -30,7 +30,7 @@ Words = Mapping[str, Mapping[str, str]]
 class Layout:
     """What the names of a file depend on beside the tensor.
 
-    two: two pathways; where there is one it is called "slow" (`rename_pathway` changes that). detects: detection head.
+    two: two pathways; where there is one it is read as "slow" (see `Names.called`). detects: detection head.
     pool: pytorchvideo's one-pathway networks count a max-pool after res2 as a block, which moves all later numbers.
     prefix: before the blocks, "model." in pytorchvideo's detection networks and PySlowFast's wrappers.
     """
@@ -80,11 +80,3 @@ def _translate(name: str, rules: Iterable[tuple[re.Pattern[str], str]], words: W
 def paths(layout: Layout, slow: str, fast: str, alone: str = "") -> dict[str, str]:
     """What a library calls the pathways, and one on its own, whichever it is."""
     return {"slow": slow, "fast": fast} if layout.two else dict.fromkeys(PATHS, alone)
-
-
-def rename_pathway(key: str, old: str, new: str) -> str:
-    """Our key with pathway `old` called `new`."""
-    parts = key.split(".")
-    if parts[0] != "head" and len(parts) > 1 and parts[1] == old:
-        parts[1] = new
-    return ".".join(parts)

@@ -15,13 +15,14 @@ from torch import Tensor
 from slowfast_kernels.models.checkpoint import keys, mmaction2, pyslowfast, pytorchvideo
 from slowfast_kernels.models.checkpoint.assemble import unusual_norms
 from slowfast_kernels.models.checkpoint.atomic import replace as replace_file
-from slowfast_kernels.models.checkpoint.detect import describe
+from slowfast_kernels.models.checkpoint.detect import describe, structure
 from slowfast_kernels.models.checkpoint.errors import CheckpointError, some
 from slowfast_kernels.models.checkpoint.load import load_checkpoint, save_checkpoint
 from slowfast_kernels.models.checkpoint.resolve import with_window
 from slowfast_kernels.models.checkpoint.rules import Rule
+from slowfast_kernels.models.checkpoint.stored import UNSEEN
 from slowfast_kernels.models.checkpoint.templates import Layout
-from slowfast_kernels.models.config import HeadConfig, ModelConfig, PathwayConfig
+from slowfast_kernels.models.config import HeadConfig, ModelConfig
 from slowfast_kernels.models.slowfast import SlowFast
 from slowfast_kernels.models.support import LIBRARIES
 
@@ -123,24 +124,8 @@ def _compare(back: SlowFast, state: Mapping[str, Tensor], config: ModelConfig) -
     got = back.state_dict()
     wrong = [key for key in state.keys() | got.keys() if key not in got or key not in state]
     wrong += [key for key in state if key in got and not torch.equal(_bits(state[key]), _bits(got[key]))]
-    different = [
-        name
-        for name in ("slow", "fast", "lateral", "head")
-        if getattr(back.config, name) != getattr(config, name)
-        and not _same_function(back.config, config, name)
-    ]
-    spec = [
-        "frames",
-        "fixed_frames",
-        "alpha",
-        "tau",
-        "mean",
-        "std",
-        "slow_index",
-        "reverse_channels",
-        "fast_input",
-    ]
-    different += [name for name in spec if getattr(back.config.input, name) != getattr(config.input, name)]
+    facts, wanted = _facts(back.config), _facts(config)
+    different = [name for name in wanted if facts[name] != wanted[name]]
     if wrong or different:
         raise CheckpointError(
             f"the file written reads back differently (keys {wrong[:3]}, settings {different}); removed"
@@ -158,19 +143,15 @@ def _not_finite(state: Mapping[str, Tensor]) -> list[str]:
     return [f"weights are NaN or infinite, and are written as they are: {some(keys)}"] if keys else []
 
 
-def _same_function(a: ModelConfig, b: ModelConfig, part: str) -> bool:
-    """Two descriptions of one pathway: the same temporal kernels may be written as different patterns."""
-    x, y = getattr(a, part), getattr(b, part)
-    if not isinstance(x, PathwayConfig) or not isinstance(y, PathwayConfig):
-        return part == "lateral" and len(a.pathways) == 1
-    kernels = [[p.block_kernels(stage) for stage in range(4)] for p in (x, y)]
-    blank: dict[str, Any] = {
-        "depth": 50,
-        "blocks": (1, 1, 1, 1),
-        "temporal_kernels": ((1,),) * 4,
-        "temporal_blocks": None,
+def _facts(config: ModelConfig) -> dict[str, object]:
+    """What makes up a network and its clips, however it is described; how it was trained and tested is left out."""
+    left = ("crop", "call", "sampling", "test_crop", "views", "ensemble")
+    return {
+        "pathways": (structure(config), [[getattr(p, key) for key in UNSEEN] for p in config.paths.values()]),
+        "lateral": config.lateral if len(config.paths) == 2 else None,
+        "head": config.head,
+        **{name: value for name, value in vars(config.input).items() if name not in left},
     }
-    return kernels[0] == kernels[1] and replace(x, **blank) == replace(y, **blank)
 
 
 def _adapt(network: SlowFast, to: str) -> tuple[ModelConfig, list[str]]:

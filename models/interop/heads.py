@@ -1,6 +1,5 @@
 """Reads the heads of the three libraries."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -18,22 +17,19 @@ class Head:
     dropout: float = 0.0
     roi: RoIConfig | None = None
 
-    def cells(self, problems: list[str]) -> int | None:
+    def cells(self, parts: Parts) -> int | None:
         """Cells along a side of the window, the same for both pathways (None: the whole map)."""
         if not self.windows:
             return None  # and a problem has said so
         sides = {window[1:] if window is not None else None for window in self.windows}
         if self.roi is not None:
-            if not sides <= {(1, 1), None}:
-                problems.append(f"head (expected a pool over frames before RoIAlign, got {self.windows})")
+            parts.expect(sides <= {(1, 1), None}, "head", "a pool over frames before RoIAlign", self.windows)
             return None
-        if len(sides) != 1:
-            problems.append(f"head (expected one window for both pathways, got {self.windows})")
+        if not parts.expect(len(sides) == 1, "head", "one window for both pathways", self.windows):
             return None
-        side = sides.pop()
-        if side is not None and side[0] != side[1]:
-            problems.append(f"head (expected a square window, got {side[0]}x{side[1]})")
-        return side[0] if side is not None else None
+        height, width = sides.pop() or (None, None)
+        parts.expect(height == width, "head", "a square window", f"{height}x{width}")
+        return height
 
 
 def read_head(parts: Parts, wrapped: bool) -> Head:
@@ -41,12 +37,10 @@ def read_head(parts: Parts, wrapped: bool) -> Head:
 
     wrapped: it is in PySlowFast's wrapper of a pytorchvideo network.
     """
-    reader: dict[str, Callable[[], Head]] = {
-        "pyslowfast": lambda: _pyslowfast(parts),
-        "pytorchvideo": lambda: _pytorchvideo(parts, wrapped),
-        "mmaction2": lambda: _mmaction2(parts),
-    }
-    return reader.get(parts.names.library, Head)()
+    library = parts.names.library
+    if library == "pytorchvideo":
+        return _pytorchvideo(parts, wrapped)
+    return _pyslowfast(parts) if library == "pyslowfast" else _mmaction2(parts)
 
 
 def _pyslowfast(parts: Parts) -> Head:
@@ -54,8 +48,8 @@ def _pyslowfast(parts: Parts) -> Head:
         return Head()
     head = Head(dropout=_dropout(parts, "head.dropout"))
     detects = parts.at("head.s0_roi") is not ABSENT
-    if getattr(parts.at("head"), "l2norm_feats", False):
-        parts.problems.append("head.l2norm_feats (expected features that are not normalised)")
+    normalised = getattr(parts.at("head"), "l2norm_feats", False)
+    parts.expect(not normalised, "head.l2norm_feats", "features that are not normalised")
     head.activation = _activation(parts, "head.act", (1, -1) if detects else (4, -1))
     pathways = range(2 if parts.names.layout.two else 1)
     if not detects:
@@ -63,9 +57,8 @@ def _pyslowfast(parts: Parts) -> Head:
         return head
     head.windows = [_average(parts, f"head.s{p}_tpool") for p in pathways]
     rois = [_roi(parts, f"head.s{p}_roi", f"head.s{p}_spool", "mean") for p in pathways]
-    if any(roi != rois[0] for roi in rois):
-        parts.problems.append("head.s1_roi (expected the same RoIAlign in both pathways)")
     head.roi = rois[0]
+    parts.expect(rois[-1] == rois[0], "head.s1_roi", "the same RoIAlign in both pathways")
     return head
 
 
@@ -82,10 +75,11 @@ def _pytorchvideo(parts: Parts, wrapped: bool) -> Head:
     if layout.two:
         pools = f"{layout.prefix}blocks.5"
         head.windows = [_average(parts, f"{pools}.pool.{p}") for p in range(2)]
-        if isinstance(parts.at(f"{path}.pool"), nn.Module):
-            parts.problems.append(f"{path}.pool (expected no second pool in a network of two pathways)")
-        if getattr(parts.at(pools), "retain_list", False) or getattr(parts.at(pools), "dim", 1) != 1:
-            parts.problems.append(f"{pools} (expected one tensor, concatenated along the channels)")
+        second = isinstance(parts.at(f"{path}.pool"), nn.Module)
+        parts.expect(not second, f"{path}.pool", "no second pool in a network of two pathways")
+        listed = getattr(parts.at(pools), "retain_list", False)
+        joined = not listed and getattr(parts.at(pools), "dim", 1) == 1
+        parts.expect(joined, pools, "one tensor, concatenated along the channels")
     elif layout.detects and is_max_pool(parts.at(f"{path}.pool")):
         head.windows, temporal = [three(parts.use(f"{path}.pool").kernel_size)], "max"
     else:
@@ -94,13 +88,12 @@ def _pytorchvideo(parts: Parts, wrapped: bool) -> Head:
         head.roi = _roi(parts, f"{path}.roi_layer", f"{path}.pool_spatial", temporal)
     output = parts.use(f"{path}.output_pool")
     if wrapped:
-        if head.activation != "none" or isinstance(output, nn.Module):
-            parts.problems.append(f"{path} (expected no activation and no output pool inside the wrapper)")
+        bare = head.activation == "none" and not isinstance(output, nn.Module)
+        parts.expect(bare, path, "no activation and no output pool inside the wrapper")
         head.activation = _activation(parts, "post_act")
-    elif output is None and not layout.detects:
-        parts.problems.append(f"{path}.output_pool (expected the mean over positions, got None)")
-    elif isinstance(output, nn.Module) and not _to_one(output):
-        parts.problems.append(f"{path}.output_pool (expected the mean over positions, got {output})")
+        return head
+    mean = _to_one(output) if isinstance(output, nn.Module) else output is not None or layout.detects
+    parts.expect(mean, f"{path}.output_pool", "the mean over positions", output)
     return head
 
 
@@ -108,27 +101,22 @@ def _mmaction2(parts: Parts) -> Head:
     if parts.names.layout.detects:
         parts.problems.append("roi_head (detection models of mmaction2 are read from files only)")
         return Head()
-    if parts.at("neck") is not ABSENT and parts.at("neck") is not None:
-        parts.problems.append("neck (expected the head after the backbone)")
+    parts.expect(parts.at("neck") in (ABSENT, None), "neck", "the head after the backbone")
     if not _classifier(parts, "cls_head.fc_cls"):
         return Head()
     window = _average(parts, "cls_head.avg_pool")
-    if window is not None:
-        parts.problems.append(f"cls_head.avg_pool (expected the whole map, got a window of {window})")
+    parts.expect(window is None, "cls_head.avg_pool", "the whole map", f"a window of {window}")
     return Head(windows=[None], dropout=_dropout(parts, "cls_head.dropout"))
 
 
 def _classifier(parts: Parts, path: str) -> bool:
     found = parts.use(path)
-    if isinstance(found, nn.Linear) and found._parameters.get("bias") is not None:
-        return True
-    got = "one without bias" if isinstance(found, nn.Linear) else _kind(found)
-    parts.problems.append(f"{path} (expected the classifier, Linear with bias, got {got})")
-    return False
-
-
-def _kind(found: object) -> str:
-    return type(found).__name__ if isinstance(found, nn.Module) else "nothing"
+    linear = isinstance(found, nn.Linear)
+    got = type(found).__name__ if isinstance(found, nn.Module) else "nothing"
+    biased = linear and found._parameters.get("bias") is not None
+    return parts.expect(
+        biased, path, "the classifier, Linear with bias", "one without bias" if linear else got
+    )
 
 
 def _dropout(parts: Parts, path: str) -> float:
@@ -144,8 +132,9 @@ def _average(parts: Parts, path: str) -> tuple[int, int, int] | None:
     plain = isinstance(pool, nn.AvgPool3d) and pool.divisor_override is None
     if plain and set(three(pool.stride)) == {1} and not any(three(pool.padding)):
         return three(pool.kernel_size)
-    got = pool if isinstance(pool, nn.Module) else "nothing"
-    parts.problems.append(f"{path} (expected an average pool with stride 1, got {got})")
+    parts.expect(
+        False, path, "an average pool with stride 1", pool if isinstance(pool, nn.Module) else "nothing"
+    )
     return None
 
 
@@ -162,7 +151,7 @@ def _activation(parts: Parts, path: str, classes: tuple[int, ...] = (1,)) -> str
         return "sigmoid"
     if isinstance(found, nn.Softmax) and found.dim in classes:
         return "softmax"
-    parts.problems.append(f"{path} (expected softmax over the classes, sigmoid or None, got {found})")
+    parts.expect(False, path, "softmax over the classes, sigmoid or None", found)
     return "none"
 
 
@@ -172,13 +161,11 @@ def _roi(parts: Parts, path: str, spatial: str, temporal: str) -> RoIConfig | No
     aligns = hasattr(roi, "spatial_scale") and hasattr(roi, "sampling_ratio")
     size = getattr(roi, "output_size", None)
     height, width = pair(size) if size else (0, 0)
-    if not aligns or "rotated" in kind or "pool" in kind or height != width or height < 1:
-        parts.problems.append(
-            f"{path} (expected a square RoIAlign, got {roi if roi is not ABSENT else 'none'})"
-        )
+    square = aligns and not ("rotated" in kind or "pool" in kind) and height == width >= 1
+    if not parts.expect(square, path, "a square RoIAlign", roi if roi is not ABSENT else "none"):
         return None
-    if not isinstance(pool, nn.MaxPool2d) or pair(pool.kernel_size) != (height, width):
-        parts.problems.append(f"{spatial} (expected a {height}x{width} max-pool, got {pool})")
+    pools = isinstance(pool, nn.MaxPool2d) and pair(pool.kernel_size) == (height, width)
+    if not parts.expect(pools, spatial, f"a {height}x{width} max-pool", pool):
         return None
     return RoIConfig(
         resolution=height,

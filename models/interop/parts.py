@@ -1,6 +1,6 @@
 """Finding a module's layers by our names for them."""
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -11,18 +11,66 @@ from slowfast_kernels.models.checkpoint import keys
 ABSENT: Any = type("_Absent", (), {"__repr__": lambda self: "nothing"})()
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where a library keeps its layers without weights.
+
+    relu, pool: the stem's, beside its convolution (the pool `up` levels above it). block: ReLUs after the first two
+    convolutions of a block and at its end. lateral: the ReLU beside a lateral convolution. forms: how res5's maps go
+    to the head in a network of one pathway and of two.
+    """
+
+    relu: str
+    pool: str
+    block: tuple[str, str, str]
+    lateral: str
+    forms: tuple[str, str]
+    up: int = 1
+
+
+PLACES = {
+    "pyslowfast": Places(
+        "relu", "pool_layer", ("branch2.a_relu", "branch2.b_relu", "relu"), "relu", ("list", "list")
+    ),
+    "pytorchvideo": Places(
+        "activation",
+        "pool",
+        ("branch2.act_a", "branch2.act_b", "activation"),
+        "activation",
+        ("tensor", "list"),
+    ),
+    "mmaction2": Places(
+        "activate",
+        "maxpool",
+        ("conv1.activate", "conv2.activate", "relu"),
+        "activate",
+        ("tensor", "tuple"),
+        up=2,
+    ),
+}
+
+
 class Parts:
     """The layers of a module, the problems with them, and which of them were looked at."""
 
     def __init__(self, root: nn.Module, names: keys.Names) -> None:
-        self.root, self.names = root, names
-        self.key_of: Mapping[str, str] = {ours: key for key, ours in names.ours.items()}
+        self.root, self.places = root, PLACES[names.library]
+        self.know(names)
         self.problems: list[str] = []
         self._used: set[int] = set()
 
+    def know(self, names: keys.Names) -> None:
+        """The names by which layers are found."""
+        self.names, self.key_of = names, {ours: key for key, ours in names.ours.items()}
+
+    def expect(self, holds: bool, path: str, what: str, got: object = "") -> bool:
+        """Whether something holds; it is a problem at a path if not."""
+        if not holds:
+            self.problems.append(f"{path} (expected {what}{f', got {got}' if got != '' else ''})")
+        return holds
+
     def at(self, path: str) -> Any:
-        """What is at a dotted path: the module, None where the attribute is None, ABSENT where there is
-        none."""
+        """What is at a dotted path: the module, None where the attribute is None, ABSENT where there is none."""
         here: Any = self.root
         for part in path.split(".") if path else []:
             here = here._modules.get(part, ABSENT) if part in here._modules else getattr(here, part, ABSENT)
@@ -57,15 +105,19 @@ class Parts:
         """Path of what holds our layer, `up` levels above it."""
         return self.layer(ours)[0].rsplit(".", up)[0]
 
+    @property
+    def strict(self) -> bool:
+        """Whether every ReLU that there is is a module, as in mmaction2. (Another cannot be seen, and is taken to be
+        there.)"""
+        return self.names.library == "mmaction2"
+
     def relu(self, path: str) -> None:
-        """A ReLU must be one. (One that is no module cannot be seen, and is taken to be there; mmaction2's are
-        modules, if they are there.)"""
+        """A ReLU must be one."""
         found = self.use(path)
-        if found is ABSENT and self.names.library != "mmaction2":
+        if found is ABSENT and not self.strict:
             return
-        if not isinstance(found, nn.ReLU):
-            got = found if found is ABSENT else type(found).__name__
-            self.problems.append(f"{path} (expected ReLU, got {got})")
+        got = found if found is ABSENT else type(found).__name__
+        self.expect(isinstance(found, nn.ReLU), path, "ReLU", got)
 
     @staticmethod
     def splits(found: Any) -> bool:

@@ -10,23 +10,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from slowfast_kernels.models.checkpoint import keys, pyslowfast
-from slowfast_kernels.models.checkpoint.assemble import (
-    build_with,
-    check,
-    collect,
-    set_norms,
-    shapes_of,
-    visible_pool,
-)
-from slowfast_kernels.models.checkpoint.detect import Found, detect, is_fast_only
+from slowfast_kernels.models.checkpoint.assemble import build_with, check, collect, read_shapes, set_norms
+from slowfast_kernels.models.checkpoint.detect import Found
 from slowfast_kernels.models.checkpoint.errors import MismatchError
 from slowfast_kernels.models.checkpoint.resolve import resolve
 from slowfast_kernels.models.checkpoint.stored import Stored
-from slowfast_kernels.models.checkpoint.templates import PATHS, rename_pathway
+from slowfast_kernels.models.checkpoint.templates import PATHS
 from slowfast_kernels.models.config import ModelConfig
 from slowfast_kernels.models.interop.code import altered, chains_blocks, is_of_a_library, is_sum
 from slowfast_kernels.models.interop.heads import Head, read_head
-from slowfast_kernels.models.interop.parts import ABSENT, Parts, is_max_pool, three
+from slowfast_kernels.models.interop.parts import ABSENT, PLACES, Parts, is_max_pool, three
 from slowfast_kernels.models.interop.results import Counterpart, Trunk, UnrecognisedModule
 from slowfast_kernels.models.interop.wrappers import unusual_weights
 from slowfast_kernels.models.slowfast import SlowFast
@@ -59,7 +52,7 @@ class Reader:
         said, found = self._said()
         said.detects = head.roi is not None
         self._frames(head, said)
-        pool = head.cells(self.problems)
+        pool = head.cells(self.parts)
         said.head = {
             "activation": head.activation,
             "multi_label": head.activation == "sigmoid",
@@ -84,11 +77,12 @@ class Reader:
         """What the layers before the head say."""
         self.problems += self.names.other
         try:
-            found = detect(shapes_of(self.names, self.state), visible_pool(self.names))
+            self.names, found = read_shapes(self.names, self.state)
         except ValueError as error:
             raise UnrecognisedModule(self.module, [str(error), *self.problems]) from error
+        self.parts.know(self.names)
         said = Stored("module", input=self._settings())
-        for name in ("slow", "fast") if self.two else ("slow",):
+        for name in PATHS if self.two else found.pathways:
             said.pathways[name] = self._pathway(name)
         if self.two:
             said.input["alpha"] = self._alpha()
@@ -100,17 +94,13 @@ class Reader:
         """pytorchvideo's blocks may be in anybody's class, which does with them what it likes."""
         if self.names.library != "pytorchvideo" or self.wrapped:
             return []
-        kind = type(self.module).__name__
         if self.names.layout.detects:
-            known = is_of_a_library(type(self.root).forward)
-            return [] if known else [f"{kind}.forward (expected that of pytorchvideo's detection network)"]
-        if self.names.layout.prefix:
-            return [f"{kind}.forward (expected a network of pytorchvideo itself, got one inside)"]
-        return (
-            []
-            if chains_blocks(self.root)
-            else [f"{kind}.forward (expected the blocks in order, and no more)"]
-        )
+            known, what = is_of_a_library(type(self.root).forward), "that of pytorchvideo's detection network"
+        elif self.names.layout.prefix:
+            known, what = False, "a network of pytorchvideo itself, got one inside"
+        else:
+            known, what = chains_blocks(self.root), "the blocks in order, and no more"
+        return [] if known else [f"{type(self.module).__name__}.forward (expected {what})"]
 
     def _settings(self) -> dict[str, Any]:
         """A PySlowFast network keeps its configuration, which knows crop, colours and views."""
@@ -130,7 +120,7 @@ class Reader:
             return int(conv.stride[0])
         if self.names.library == "mmaction2" and not path:  # without lateral connections
             return int(getattr(self.parts.at("backbone"), "speed_ratio", 1))
-        self.problems.append(f"{path or 'lateral connections'} (expected a convolution with stride alpha)")
+        self.parts.expect(False, path or "lateral connections", "a convolution with stride alpha")
         return 1
 
     def _pathway(self, name: str) -> dict[str, Any]:
@@ -154,91 +144,66 @@ class Reader:
         return values
 
     def _stem_pool(self, name: str) -> int:
-        up = 2 if self.names.library == "mmaction2" else 1
-        parent = self.parts.parent(f"stem.{name}.conv", up)
-        leaves = {"pyslowfast": "pool_layer", "pytorchvideo": "pool", "mmaction2": "maxpool"}
-        path = f"{parent}.{leaves[self.names.library]}"
+        parent = self.parts.parent(f"stem.{name}.conv", self.parts.places.up)
+        path = f"{parent}.{self.parts.places.pool}"
         pool = self.parts.use(path)
         if self.names.library == "mmaction2" and not self.two:
             if not getattr(self.parts.at(parent), "with_pool1", True):
                 pool = ABSENT  # there, but not called
             outs = tuple(getattr(self.parts.at(parent), "out_indices", (3,)))
-            if outs != (3,):
-                self.problems.append(
-                    f"{parent}.out_indices (expected (3,), the last stage alone, got {outs})"
-                )
+            self.parts.expect(outs == (3,), f"{parent}.out_indices", "(3,), the last stage alone", outs)
         if pool is ABSENT and self.names.library != "mmaction2":
             return 1
         usual = is_max_pool(pool) and three(pool.stride)[1:] == (2, 2)
-        if not usual or (three(pool.kernel_size), three(pool.padding)) != ((1, 3, 3), (0, 1, 1)):
-            self.problems.append(f"{path} (expected a 1x3x3 max-pool with spatial stride 2, got {pool})")
-            return 1
-        return three(pool.stride)[0]
+        usual = usual and (three(pool.kernel_size), three(pool.padding)) == ((1, 3, 3), (0, 1, 1))
+        self.parts.expect(usual, path, "a 1x3x3 max-pool with spatial stride 2", pool)
+        return three(pool.stride)[0] if usual else 1
 
     def _pool_after_res2(self, name: str) -> int | None:
-        library = self.names.library
-        if library == "pytorchvideo":
-            if not self.names.layout.pool:
-                return 1
-            path = f"{self.names.layout.prefix}blocks.2"
-        elif library == "mmaction2":
-            if self.two or not getattr(self.parts.at("backbone"), "with_pool2", True):
-                for spare in ("backbone.pool2", "backbone.slow_path.pool2", "backbone.fast_path.pool2"):
-                    self.parts.use(spare)  # there, but not called
-                return 1
-            path = "backbone.pool2"
-        else:
-            path = f"pathway{PATHS.index(name)}_pool"
+        path = {
+            "pyslowfast": f"pathway{int(self.two and name == 'fast')}_pool",
+            "pytorchvideo": f"{self.names.layout.prefix}blocks.2" if self.names.layout.pool else "",
+            "mmaction2": "backbone.pool2",
+        }[self.names.library]
+        if self.names.library == "mmaction2" and (
+            self.two or not getattr(self.parts.at("backbone"), "with_pool2", True)
+        ):
+            for spare in ("backbone.pool2", "backbone.slow_path.pool2", "backbone.fast_path.pool2"):
+                self.parts.use(spare)  # there, but not called
+            path = ""
+        if not path:
+            return 1
         pool = self.parts.use(path)
         if pool is ABSENT:
             return None
-        window = three(pool.kernel_size) if is_max_pool(pool) else ()
-        if not window or window[1:] != (1, 1) or three(pool.stride) != window or any(three(pool.padding)):
-            self.problems.append(f"{path} (expected a max-pool over frames, got {pool})")
-            return None
-        return window[0]
+        window = three(pool.kernel_size) if is_max_pool(pool) else (0, 0, 0)
+        usual = window == (window[0], 1, 1) == three(pool.stride) and not any(three(pool.padding))
+        return window[0] if self.parts.expect(usual, path, "a max-pool over frames", pool) else None
 
     def _activations(self, name: str) -> None:
-        library, parts = self.names.library, self.parts
-        stem = parts.parent(f"stem.{name}.conv")
-        leaf = {"pyslowfast": "relu", "pytorchvideo": "activation", "mmaction2": "activate"}[library]
-        parts.relu(f"{stem}.{leaf}")
+        parts, places = self.parts, self.parts.places
+        parts.relu(f"{parts.parent(f'stem.{name}.conv')}.{places.relu}")
         blocks = {
             ours.rsplit(".", 3)[0] for ours in parts.key_of if ours.startswith("res") and f".{name}." in ours
         }
         for block in sorted(blocks):
-            first = parts.layer(f"{block}.a.conv")[0]
-            if library == "pyslowfast":
-                branch, whole = first.rsplit(".", 1)[0], first.rsplit(".", 2)[0]
-                paths = [f"{branch}.a_relu", f"{branch}.b_relu", f"{whole}.relu"]
-            elif library == "pytorchvideo":
-                branch, whole = first.rsplit(".", 1)[0], first.rsplit(".", 2)[0]
-                paths = [f"{branch}.act_a", f"{branch}.act_b", f"{whole}.activation"]
-                fusion = getattr(parts.at(whole), "branch_fusion", None)
-                if fusion is not None and not is_sum(fusion):
-                    self.problems.append(f"{whole}.branch_fusion (expected the sum, got {fusion})")
-            else:
-                whole = first.rsplit(".", 2)[0]
-                inner = ("conv1", "conv2") if f"{block}.c.conv.weight" in parts.key_of else ("conv1",)
-                paths = [*(f"{whole}.{conv}.activate" for conv in inner), f"{whole}.relu"]
-            for path in paths:
-                parts.relu(path)
-        if name == "slow" and self.two:
-            self._lateral_activations()
-
-    def _lateral_activations(self) -> None:
-        library, parts = self.names.library, self.parts
-        for k in range(4):
-            path = parts.layer(f"lateral.{k}.conv")[0]
-            if not path:
+            path = parts.parent(f"{block}.a.conv", 2)
+            one, other, last = places.block
+            third = f"{block}.c.conv.weight" in parts.key_of
+            for relu in (one, other, last) if third or not parts.strict else (one, last):
+                parts.relu(f"{path}.{relu}")
+            fusion = getattr(parts.at(path), "branch_fusion", None)
+            if self.names.library == "pytorchvideo" and fusion is not None:
+                parts.expect(is_sum(fusion), f"{path}.branch_fusion", "the sum", fusion)
+        for k in range(4) if name == "slow" and self.two else ():
+            conv = parts.layer(f"lateral.{k}.conv")[0]
+            if not conv:
                 continue
-            parent, own = path.rsplit(".", 1)[0], {"pyslowfast": "relu", "pytorchvideo": "activation"}
-            if library in own:
-                parts.relu(f"{parent}.{own[library]}")
-            elif f"lateral.{k}.bn.weight" in parts.key_of:
-                parts.relu(f"{parent}.activate")
-            elif isinstance(parts.at(f"{parent}.activate"), nn.Module):
-                self.problems.append(f"{parent}.activate (expected none without a batch norm)")
+            relu = f"{conv.rsplit('.', 1)[0]}.{places.lateral}"
+            if f"lateral.{k}.bn.weight" in parts.key_of or not parts.strict:
+                parts.relu(relu)
+            else:
+                parts.expect(not isinstance(parts.at(relu), nn.Module), relu, "none without a batch norm")
 
     def _frames(self, head: Head, said: Stored) -> None:
         """Frames of the clips, where the head's windows fix them."""
@@ -255,9 +220,7 @@ class Reader:
         )
         frames = next(fitting, None)
         if frames is None:
-            self.problems.append(
-                f"head (expected windows that clips fill for alpha {alpha}, got {spans} frames)"
-            )
+            self.parts.expect(False, "head", f"windows that clips fill for alpha {alpha}", f"{spans} frames")
             return
         said.input |= {"frames": frames, "fixed_frames": True}
         if not self.two:
@@ -277,15 +240,14 @@ class Reader:
         """The network, once everything was found to be as it should."""
         if self.problems:
             raise UnrecognisedModule(self.module, self.problems)
-        single_fast = not self.two and is_fast_only(next(iter(found.pathways.values())))
-        state = collect(self.names, self.state, "fast" if single_fast else None)
+        state = collect(self.names, self.state)
         config = self._config(found, said, semantics, state)
         network = build_with(config, {key: value.clone() for key, value in state.items()})
-        self._compare(network, single_fast)
+        self._compare(network)
         self._leftovers()
         if self.problems:
             raise UnrecognisedModule(self.module, self.problems)
-        self._take_over(network, single_fast)
+        self._take_over(network)
         return network
 
     def _config(self, found: Found, said: Stored, semantics: str, state: dict[str, Tensor]) -> ModelConfig:
@@ -302,27 +264,28 @@ class Reader:
             raise UnrecognisedModule(self.module, [str(error)]) from error
         return result.config
 
-    def _layers(self, network: SlowFast, single_fast: bool) -> Iterator[tuple[str, nn.Module, str, Any]]:
+    def _layers(self, network: SlowFast) -> Iterator[tuple[str, nn.Module, str, Any]]:
         """(our name, our module, its path there, its module there) of all layers with weights."""
         for name, layer in network.named_modules():
             if isinstance(layer, nn.Conv3d | _BatchNorm):
-                read_as = rename_pathway(name, "fast", "slow") if single_fast else name
-                yield name, layer, *self.parts.layer(read_as)
+                yield name, layer, *self.parts.layer(name)
 
-    def _compare(self, network: SlowFast, single_fast: bool) -> None:
-        for _, ours, path, theirs in self._layers(network, single_fast):
+    def _compare(self, network: SlowFast) -> None:
+        for _, ours, path, theirs in self._layers(network):
             if isinstance(ours, nn.Conv3d):
-                if not isinstance(theirs, nn.Conv3d):
-                    self.problems.append(f"{path} (expected Conv3d, got {type(theirs).__name__})")
+                if not self.parts.expect(
+                    isinstance(theirs, nn.Conv3d), path, "Conv3d", type(theirs).__name__
+                ):
                     continue
                 want = (ours.stride, ours.padding, ours.dilation, ours.groups, ours.padding_mode)
                 got = (theirs.stride, theirs.padding, theirs.dilation, theirs.groups, theirs.padding_mode)
-                if want != got:
-                    what = "stride, padding, dilation, groups, padding mode"
-                    self.problems.append(f"{path} (expected {what} {want}, got {got})")
-            elif not isinstance(theirs, _BatchNorm) or not theirs.track_running_stats:
-                kind = "one without" if isinstance(theirs, _BatchNorm) else type(theirs).__name__
-                self.problems.append(f"{path} (expected batch norm with running statistics, got {kind})")
+                what = f"stride, padding, dilation, groups, padding mode {want}"
+                self.parts.expect(want == got, path, what, got)
+            else:
+                norm = isinstance(theirs, _BatchNorm)
+                kind = "one without" if norm else type(theirs).__name__
+                tracks = norm and theirs.track_running_stats
+                self.parts.expect(tracks, path, "batch norm with running statistics", kind)
 
     def _leftovers(self) -> None:
         """Modules that compute something and were not looked at."""
@@ -337,9 +300,9 @@ class Reader:
         is_loss = "loss" in kind.lower() or kind.endswith("Preprocessor")
         return isinstance(part, kinds) or is_loss or any(True for _ in part.children())
 
-    def _take_over(self, network: SlowFast, single_fast: bool) -> None:
+    def _take_over(self, network: SlowFast) -> None:
         """Settings, device, dtype and mode of the module."""
-        theirs = [(ours, layer) for ours, _, _, layer in self._layers(network, single_fast)]
+        theirs = [(ours, layer) for ours, _, _, layer in self._layers(network)]
         set_norms(network, {ours: (m.eps, m.momentum) for ours, m in theirs if isinstance(m, _BatchNorm)})
         first = next(self.module.parameters())
         network.to(first.device)
@@ -348,7 +311,7 @@ class Reader:
         trained = dict(self.root.named_parameters(remove_duplicate=False))
         own = {**dict(network.named_parameters()), **dict(network.named_buffers())}
         for name, value in own.items():
-            key = self.parts.key_of.get(rename_pathway(name, "fast", "slow") if single_fast else name)
+            key = self.parts.key_of.get(name)
             if key is not None and value.dtype == torch.float64:  # `collect` kept the digits of float32
                 value.data.copy_(self.state[key].reshape(value.shape))
             if key is not None and isinstance(value, nn.Parameter):
@@ -379,10 +342,8 @@ class TrunkReader(Reader):
         said.head = {"activation": "none", "multi_label": False, "pool": None, "dropout": 0.0, "roi": None}
         said.detects = False
         network = self._build(replace(found, classes=1), said, self.library)
-        single, double = {"pyslowfast": ("list", "list"), "mmaction2": ("tensor", "tuple")}.get(
-            self.library, ("tensor", "list")
-        )
-        return Trunk(network, self.library, double if self.two else single, self.above, self._every())
+        form = PLACES[self.library].forms[self.two]
+        return Trunk(network, self.library, form, self.above, self._every())
 
     def _wanted(self, state: Mapping[str, Tensor]) -> list[str]:
         """Keys before the head."""

@@ -34,7 +34,7 @@ from slowfast_kernels.models import (
 from slowfast_kernels.models.checkpoint import MismatchError, UndecidedError, keys, write
 from slowfast_kernels.models.checkpoint.assemble import skeleton
 from slowfast_kernels.models.checkpoint.python_config import assignments
-from slowfast_kernels.models.checkpoint.templates import Layout, rename_pathway
+from slowfast_kernels.models.checkpoint.templates import Layout
 from slowfast_kernels.models.presets import PRESETS
 from slowfast_kernels.models.support import looks_like
 from slowfast_kernels.testing import relative_l2
@@ -137,8 +137,8 @@ class TestNames:
             theirs = [keys.name(library, key, layout) for key in state]
             names = keys.read([key.replace("*", "0") for key in theirs])
             assert (names.library, names.layout, names.other) == (library, layout, ())
-            single = config.pathways[0] if not two and library != "slowfast" else "slow"
-            assert [rename_pathway(ours, "slow", single) for ours in names.ours.values()] == state
+            ours = (names if two else names.called(*config.pathways)).ours
+            assert list(ours.values()) == state
             assert [names.theirs(key) for key in state] == theirs
 
     def test_nothing_known(self):
