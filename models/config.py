@@ -115,12 +115,8 @@ class InputSpec:
         require_one_of("fast_input", FAST_INPUTS, self.fast_input)
         require_one_of("call", ("pathways", "clip"), self.call)
         require_one_of("sampling", ("dense", "segments"), self.sampling)
-        require(
-            self.sampling == "dense" or self.views[0] == 1,
-            'views in time with sampling="segments" (a clip spans the video)',
-            1,
-            self.views[0],
-        )
+        what, clips = 'views in time with sampling="segments" (a clip spans the video)', self.views[0]
+        require(self.sampling == "dense" or clips == 1, what, 1, clips)
         require_one_of("ensemble", ("mean", "max"), self.ensemble)
         what = f"frames for alpha={self.alpha}"
         require(self.frames % self.alpha == 0, what, f"a multiple of {self.alpha}", self.frames)
@@ -203,6 +199,11 @@ class PathwayConfig:
     def out_channels(self, stage: int) -> int:
         """Output channels of stage 0..3 (res2..res5)."""
         return self.inner_channels(stage) * self.expansion
+
+    @property
+    def kernels(self) -> tuple[tuple[int, ...], ...]:
+        """`block_kernels` of every stage."""
+        return tuple(map(self.block_kernels, range(len(STAGES))))
 
     def block_kernels(self, stage: int) -> tuple[int, ...]:
         """Temporal kernel of every block of stage 0..3 (res2..res5)."""
@@ -315,6 +316,13 @@ class HeadConfig:
         return ("fast", "slow") if swapped else ("slow", "fast")
 
     @property
+    def usual_activation(self) -> str:
+        """What the library whose semantics the head has applies in eval mode."""
+        if self.semantics == "mmaction2" or (self.semantics == "pytorchvideo" and self.roi is None):
+            return "none"
+        return "sigmoid" if self.multi_label else "softmax"
+
+    @property
     def takes_rois(self) -> bool:
         """Whether a call comes with boxes."""
         return self.roi is not None and self.output != "maps"
@@ -340,20 +348,17 @@ class ModelConfig:
     def __post_init__(self) -> None:
         require_one_of("source", SEMANTICS, self.source)
         require(bool(self.pathways), "pathways", "slow, fast or both", self.pathways)
-        both = len(self.pathways) == 2
+        both, given = len(self.pathways) == 2, self.input.call
         call = "pathways" if both else "clip"
-        require(
-            self.input.call == call, f"input.call with {len(self.pathways)} pathway(s)", call, self.input.call
-        )
+        require(given == call, f"input.call with {len(self.pathways)} pathway(s)", call, given)
         require(both or self.input.alpha == 1, "alpha with one pathway", 1, self.input.alpha)
         channels = 3 if self.input.fast_input == "rgb" else 1
         if self.fast:
             what = f"channels of the {self.input.fast_input} Fast input"
             require(self.fast.in_channels == channels, what, channels, self.fast.in_channels)
         else:
-            require(
-                channels == 3, "fast_input of a model without a Fast pathway", "rgb", self.input.fast_input
-            )
+            what = "fast_input of a model without a Fast pathway"
+            require(channels == 3, what, "rgb", self.input.fast_input)
         if self.slow and self.fast and self.lateral.kind == "time_to_channel_sum":
             what = "time_to_channel_sum, Slow channels of the stem"
             expected = f"alpha * Fast channels = {self.input.alpha} * {self.fast.width} (alpha * beta = 1)"

@@ -50,14 +50,12 @@ def override(config: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
             raise ValueError(closest("override", name, OVERRIDES))
     if not changes:
         return config
-    slow, fast = _pathways(config, changes)
     return replace(
         config,
         input=_input(config, changes),
-        slow=slow,
-        fast=fast,
         lateral=_lateral(config, changes),
         head=_head(config, changes),
+        **_pathways(config, changes),
         **_pick(_MODEL, changes),
     )
 
@@ -93,19 +91,12 @@ def _head(config: ModelConfig, changes: Mapping[str, Any]) -> HeadConfig:
     if detects and old.roi is None:
         picked.setdefault("multi_label", True)
     if "activation" not in picked and ("semantics" in picked or detects != (old.roi is not None)):
-        picked["activation"] = _usual_activation(replace(old, **picked))
+        picked["activation"] = replace(old, **picked).usual_activation
     if detects or picked.get("semantics", old.semantics) == "mmaction2":
         picked.setdefault("pool", None)
     elif old.roi is not None or old.semantics == "mmaction2" or ("crop" in changes and old.pool is not None):
         picked.setdefault("pool", max(1, changes.get("crop", config.input.crop) // 32))
     return replace(old, **picked)
-
-
-def _usual_activation(head: HeadConfig) -> str:
-    """What the library whose semantics the head has applies in eval mode."""
-    if head.semantics == "mmaction2" or (head.semantics == "pytorchvideo" and head.roi is None):
-        return "none"
-    return "sigmoid" if head.multi_label else "softmax"
 
 
 def _roi(value: Any, old: RoIConfig | None) -> RoIConfig | None:
@@ -122,10 +113,8 @@ def _roi(value: Any, old: RoIConfig | None) -> RoIConfig | None:
     return old if value is True else value
 
 
-def _pathways(
-    config: ModelConfig, changes: Mapping[str, Any]
-) -> tuple[PathwayConfig | None, PathwayConfig | None]:
-    """Both pathways; a change is for every pathway there is unless it says which."""
+def _pathways(config: ModelConfig, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The pathways that there are; a change is for all of them unless it says which."""
     new: dict[str, dict[str, Any]] = {name: {} for name in config.pathways}
     for name in _PATHWAY:
         if name in changes:
@@ -141,8 +130,7 @@ def _pathways(
         new["fast"]["width"] = fast_width(config.pathway("slow").width, changes["beta"])
     if "fast_input" in changes and config.fast is not None:
         new["fast"]["in_channels"] = 3 if changes["fast_input"] == "rgb" else 1
-    built = {path: replace(config.pathway(path), **values) for path, values in new.items()}
-    return built.get("slow"), built.get("fast")
+    return {path: replace(config.pathway(path), **values) for path, values in new.items()}
 
 
 def _pathway_fields(name: str, value: Any) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class SlowFast(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        paths = {name: config.pathway(name) for name in config.pathways}
+        paths = config.paths
         self.stem = nn.ModuleDict({name: _stem(path) for name, path in paths.items()})
         self.lateral = nn.ModuleList(_laterals(config) if len(paths) == 2 else [])
         self.res2 = nn.ModuleDict({name: _stage(config, name, 0) for name in paths})
@@ -139,13 +139,8 @@ def check_clips(config: ModelConfig, clips: Clips) -> dict[str, Tensor]:
 
 
 def _stem(path: PathwayConfig) -> Stem:
-    return Stem(
-        path.in_channels,
-        path.width,
-        path.stem_kernel,
-        stride=path.stem_stride,
-        pool_stride=path.stem_pool_stride,
-    )
+    strides = {"stride": path.stem_stride, "pool_stride": path.stem_pool_stride}
+    return Stem(path.in_channels, path.width, path.stem_kernel, **strides)
 
 
 def _widths(path: PathwayConfig) -> list[int]:
@@ -164,15 +159,9 @@ def _stage(config: ModelConfig, name: str, index: int) -> Stage:
     channels = _widths(path)[index]
     if name == "slow" and config.fast is not None:
         channels += config.lateral.added_channels(_widths(config.fast)[index], config.input.alpha)
-    return Stage(
-        channels,
-        path.inner_channels(index),
-        path.out_channels(index),
-        path.block_kernels(index),
-        stride=path.strides[index],
-        dilation=path.dilations[index],
-        block=path.block,
-    )
+    widths = channels, path.inner_channels(index), path.out_channels(index)
+    stride, dilation = path.strides[index], path.dilations[index]
+    return Stage(*widths, path.kernels[index], stride=stride, dilation=dilation, block=path.block)
 
 
 def _head(config: ModelConfig, channels: int) -> Head | RoIHead:

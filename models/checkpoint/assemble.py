@@ -22,7 +22,7 @@ def read_shapes(names: keys.Names, tensors: Mapping[str, Tensor]) -> tuple[keys.
     # pytorchvideo counts the max-pool after res2 of a one-pathway network as a block
     pool = names.layout.pool if names.library == "pytorchvideo" and not names.layout.two else None
     found = detect({ours: tuple(tensors[key].shape) for key, ours in names.ours.items()}, pool)
-    return (names if found.two else names.called(*found.pathways)), found
+    return (names if found.two else names.called(*found.paths)), found
 
 
 def collect(names: keys.Names, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -39,36 +39,29 @@ def check(label: str, config: ModelConfig, state: dict[str, Tensor], names: keys
     expected = {key: tuple(value.shape) for key, value in skeleton(config).state_dict().items()}
     file_name = {ours: key for key, ours in names.ours.items()}
     wanted = replace(names, layout=replace(names.layout, two=len(config.pathways) == 2))
-    missing, wrong = [], {}
-    for key, shape in expected.items():
-        if key not in state:
-            if not key.endswith("num_batches_tracked"):
-                missing.append(file_name.get(key) or wanted.theirs(key))
-            continue
-        got = tuple(state[key].shape)
-        if got != shape:
-            if _without_ones(got) == _without_ones(shape):
-                state[key] = state[key].reshape(shape)
-            else:
-                wrong[file_name[key]] = (shape, got)
+    absent = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
+    missing, wrong = [file_name.get(key) or wanted.theirs(key) for key in absent], {}
+    for key in (key for key in expected if key in state):
+        shape, got = expected[key], tuple(state[key].shape)
+        if _without_ones(got) != _without_ones(shape):
+            wrong[file_name[key]] = (shape, got)
+        elif got != shape:
+            state[key] = state[key].reshape(shape)
     unexpected = [*(file_name[key] for key in state if key not in expected), *names.other]
     if missing or unexpected or wrong:
-        same = structure(config) == found.structure() and config.head.classes == found.classes
+        same = structure(config) == structure(found) and config.head.classes == found.classes
         holds = "its weights do not fit" if same else f"holds {_in_file(found)}"
         raise MismatchError(f"{label}: {holds} (expected {describe(config)})", missing, unexpected, wrong)
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    shape = tuple(shape)
-    while shape and shape[-1] == 1:
-        shape = shape[:-1]
-    return shape
+    return _without_ones(shape[:-1]) if shape and shape[-1] == 1 else shape
 
 
 def _in_file(found: Found) -> str:
     """One line on an architecture of which only the shapes are known."""
     paths = []
-    for name, path in found.pathways.items():
+    for name, path in found.paths.items():
         depth = f"R{path.depth}" if path.blocks is None else f"blocks {list(path.blocks)}"
         paths.append(f"{name} pathway {depth} of width {path.width}")
     if found.two and found.lateral.kind == "conv":
@@ -105,14 +98,10 @@ def build_with(config: ModelConfig, state: Mapping[str, Tensor]) -> SlowFast:
     return network.eval()
 
 
-def norms(network: nn.Module) -> dict[str, _BatchNorm]:
-    """The batch norms by name."""
-    return {name: m for name, m in network.named_modules() if isinstance(m, _BatchNorm)}
-
-
-def pathway_of(layer: str) -> str:
-    """The pathway a layer belongs to; the lateral connections are part of the Slow one, as in mmaction2."""
-    return "fast" if "fast" in layer.split(".") else "slow"
+def norms(network: nn.Module, pathway: str = "") -> dict[str, _BatchNorm]:
+    """The batch norms by name, of one pathway or all. Lateral connections are part of the Slow one, as in mmaction2."""
+    found = {name: m for name, m in network.named_modules() if isinstance(m, _BatchNorm)}
+    return {n: m for n, m in found.items() if not pathway or (pathway == "fast") == ("fast" in n.split("."))}
 
 
 def unusual_norms(network: nn.Module) -> dict[str, tuple[float, float | None]]:
@@ -121,8 +110,8 @@ def unusual_norms(network: nn.Module) -> dict[str, tuple[float, float | None]]:
     return {name: value for name, value in values.items() if value != (1e-5, 0.1)}
 
 
-def set_norms(network: nn.Module, values: Mapping[str, Any]) -> None:
+def set_norms(network: nn.Module, values: Mapping[str, tuple[float, float | None]]) -> None:
     """Give the named batch norms their (eps, momentum)."""
-    for name, (eps, momentum) in values.items():
-        norm: Any = network.get_submodule(name)
-        norm.eps, norm.momentum = eps, momentum
+    known = norms(network)
+    for name, value in values.items():
+        known[name].eps, known[name].momentum = value

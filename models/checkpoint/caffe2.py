@@ -20,7 +20,7 @@ _KINDS = "biufSU"  # dtypes of a checkpoint: bool, integers, floats, text
 class _DType:
     """A dtype while its pickle is read; only the byte order of one that numpy knows by name may be set."""
 
-    def __init__(self, spec: Any, align: Any = False, copy: Any = True) -> None:
+    def __init__(self, spec: object, align: object = False, copy: object = True) -> None:
         if not isinstance(spec, str | bytes):
             raise pickle.UnpicklingError(f"a dtype made from {type(spec).__name__}, expected its name")
         self.value = np.dtype(spec.decode("latin1") if isinstance(spec, bytes) else spec)
@@ -47,11 +47,11 @@ class _Array:
 class _NdArray:
     """Stands for the class numpy.ndarray, which is named but never called."""
 
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, *_: object) -> None:
         raise pickle.UnpicklingError("a call of numpy.ndarray, expected the arrays numpy writes")
 
 
-def _empty_array(kind: Any, *_: Any) -> _Array:
+def _empty_array(kind: object, *_: object) -> _Array:
     if kind is not _NdArray:
         raise pickle.UnpicklingError("a subclass of numpy.ndarray, expected numpy.ndarray itself")
     return _Array()
@@ -68,7 +68,7 @@ def _scalar(dtype: Any, data: Any = b"") -> Any:
     return _from_buffer(data, dtype, (-1,))[0]
 
 
-def _encode(text: Any, codec: Any = "latin1") -> bytes:
+def _encode(text: object, codec: object = "latin1") -> bytes:
     if not isinstance(text, str) or codec not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"an encoding by {codec!r}, expected latin1")
     return text.encode("latin1")
@@ -87,7 +87,7 @@ for _module in ("numpy.core", "numpy._core"):
 
 
 class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> Callable[..., Any]:
         if (module, name) not in _ADMITTED:
             raise pickle.UnpicklingError(
                 f"the pickle asks for {module}.{name}, expected nothing but numpy arrays, numbers, text and "
@@ -95,7 +95,7 @@ class _Unpickler(pickle.Unpickler):
             )
         return _ADMITTED[module, name]
 
-    def persistent_load(self, pid: Any) -> Any:
+    def persistent_load(self, pid: object) -> Any:
         raise pickle.UnpicklingError("the pickle refers to an object outside the file, expected numpy arrays")
 
 
@@ -107,7 +107,7 @@ def load(file: BinaryIO) -> Any:
     return _Unpickler(file, encoding="latin1").load()
 
 
-def array(value: Any) -> np.ndarray | None:
+def array(value: object) -> np.ndarray | None:
     """The array that an entry of `load`'s result is, or None."""
     value = value.value if isinstance(value, _Array) else value
     return value if isinstance(value, np.ndarray) else None

@@ -13,45 +13,31 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Found:
-    """What shapes tell. pathways and lateral lack what they do not: strides, dilations, pools, alpha.
+    """What shapes tell. paths and lateral lack what they do not: strides, dilations, pools, alpha.
 
     visible_pool: whether there is a max-pool after res2, where the keys tell (pytorchvideo's one-pathway
     networks), else None.
     """
 
-    pathways: dict[str, PathwayConfig]
+    paths: dict[str, PathwayConfig]
     lateral: LateralConfig
     classes: int
     visible_pool: bool | None = None
 
     @property
     def two(self) -> bool:
-        return len(self.pathways) == 2
-
-    def structure(self) -> tuple:
-        """Comparable with `structure` of a configuration."""
-        return _structure(self.pathways, self.lateral)
+        return len(self.paths) == 2
 
 
-def structure(config: ModelConfig) -> tuple:
+def structure(network: ModelConfig | Found) -> tuple[object, ...]:
     """Everything of a configuration that shapes tell, the number of classes aside. The lateral connection's
     norm is left out as well: it differs between libraries, not between presets of one name."""
-    return _structure(config.paths, config.lateral)
-
-
-def _structure(pathways: Mapping[str, PathwayConfig], lateral: LateralConfig) -> tuple:
-    paths = tuple(
-        (
-            name,
-            path.width,
-            path.in_channels,
-            path.block,
-            path.stem_kernel,
-            tuple(path.block_kernels(stage) for stage in range(4)),
-        )
-        for name, path in pathways.items()
-    )
-    return paths, (lateral.kind, lateral.kernel, lateral.ratio) if len(pathways) == 2 else None
+    lateral = network.lateral
+    paths = [
+        (name, path.width, path.in_channels, path.block, path.stem_kernel, path.kernels)
+        for name, path in network.paths.items()
+    ]
+    return paths, (lateral.kind, lateral.kernel, lateral.ratio) if len(paths) == 2 else None
 
 
 def detect(shapes: Mapping[str, Shape], visible_pool: bool | None = None) -> Found:
@@ -65,10 +51,7 @@ def detect(shapes: Mapping[str, Shape], visible_pool: bool | None = None) -> Fou
     if not names:
         raise ValueError("no stem convolution among the weights")
     pathways = {name: _pathway(shapes, name) for name in names}
-    if "head.proj.weight" in shapes:
-        classes = shapes["head.proj.weight"][0]
-    else:
-        classes = shapes.get("head.proj.bias", (400,))[0]
+    classes = shapes.get("head.proj.weight", shapes.get("head.proj.bias", (400,)))[0]
     lateral = _lateral(shapes, pathways) if len(names) == 2 else LateralConfig()
     if names == ["slow"] and is_fast_only(pathways["slow"]):
         pathways = {"fast": pathways["slow"]}
@@ -78,9 +61,8 @@ def detect(shapes: Mapping[str, Shape], visible_pool: bool | None = None) -> Fou
 def _pathway(shapes: Mapping[str, Shape], name: str) -> PathwayConfig:
     stem = shapes[f"stem.{name}.conv.weight"]
     if len(stem) != 5:
-        raise ValueError(
-            f"the stem's weight has shape {[*stem]}, expected a 3-D one [width, channels, frames, 7, 7]"
-        )
+        what = "expected a 3-D one [width, channels, frames, 7, 7]"
+        raise ValueError(f"the stem's weight has shape {[*stem]}, {what}")
     kernels = [_stage_kernels(shapes, f"res{stage}.{name}.") for stage in (2, 3, 4, 5)]
     if not all(kernels):
         raise ValueError(f"the {name} pathway has no blocks in one of res2..res5")
@@ -147,16 +129,14 @@ def _lateral(shapes: Mapping[str, Shape], pathways: Mapping[str, PathwayConfig])
     if weights:
         (out, channels, kernel, *_), *_ = weights
         norm = any(key.startswith("lateral.") and ".bn." in key for key in shapes)
-        return LateralConfig(
-            kernel=kernel, ratio=max(1, out // channels) if channels else 2, norm=norm, relu=norm
-        )
+        ratio = max(1, out // channels) if channels else 2
+        return LateralConfig(kernel=kernel, ratio=ratio, norm=norm, relu=norm)
     # no weights: the Slow stages' inputs tell how many channels were appended
     entry = shapes.get("res2.slow.0.a.conv.weight")
     added = entry[1] - slow.width if entry else 0
     if added <= 0:
         return LateralConfig(kind="none")  # or time_to_channel_sum, which adds instead of appending
-    kind = "time_sample" if added == fast.width else "time_to_channel_concat"
-    return LateralConfig(kind=kind)
+    return LateralConfig(kind="time_sample" if added == fast.width else "time_to_channel_concat")
 
 
 def describe(config: ModelConfig) -> str:

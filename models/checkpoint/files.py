@@ -20,6 +20,10 @@ VERSION = 1
 
 _ZIP = b"PK\x03\x04"
 _LEGACY = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the number that torch < 1.6 pickled first
+_UNKNOWN = (
+    "not a checkpoint (expected a file of PySlowFast, pytorchvideo, mmaction2 or slowfast-kernels: a torch archive or "
+    "a Caffe2 pickle)"
+)
 _WRAPPERS = ("model_state", "state_dict", "model_state_dict", "model")
 
 
@@ -82,9 +86,9 @@ def _refused(error: pickle.UnpicklingError) -> str:
 class _Inert:
     """Stands in for an object of a training log, which is read over."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+    def __init__(self, *args: object, **kwargs: object) -> None: ...
 
-    def __setstate__(self, state: Any) -> None: ...
+    def __setstate__(self, state: object) -> None: ...
 
 
 @contextmanager
@@ -107,12 +111,9 @@ def _load_caffe2(shown: str, path: Path) -> Contents:
     try:
         with path.open("rb") as file:
             data = caffe2.load(file)
-    except pickle.UnpicklingError as error:
-        if "expected" in str(error):
-            raise CheckpointError(f"{shown}: refused: {error}") from error
-        raise CheckpointError(_unknown(shown)) from error
     except Exception as error:  # a pickle of nonsense can raise anything
-        raise CheckpointError(_unknown(shown)) from error
+        refused = isinstance(error, pickle.UnpicklingError) and "expected" in str(error)
+        raise CheckpointError(f"{shown}: {f'refused: {error}' if refused else _UNKNOWN}") from error
     if isinstance(data, Mapping) and isinstance(data.get("blobs"), Mapping):
         blobs, rest = data["blobs"], {str(key): value for key, value in data.items() if key != "blobs"}
     elif isinstance(data, Mapping) and any(caffe2.array(value) is not None for value in data.values()):
@@ -128,14 +129,7 @@ def _load_caffe2(shown: str, path: Path) -> Contents:
     return Contents(shown, tensors, "blobs", rest, caffe2=True)
 
 
-def _unknown(shown: str) -> str:
-    return (
-        f"{shown}: not a checkpoint (expected a file of PySlowFast, pytorchvideo, mmaction2 or "
-        "slowfast-kernels: a torch archive or a Caffe2 pickle)"
-    )
-
-
-def _unwrap(shown: str, data: Any) -> Contents:
+def _unwrap(shown: str, data: object) -> Contents:
     if not isinstance(data, Mapping):
         raise CheckpointError(f"{shown}: holds {type(data).__name__} (expected a dictionary of weights)")
     if data and all(isinstance(value, Tensor) for value in data.values()):
@@ -152,7 +146,7 @@ def _unwrap(shown: str, data: Any) -> Contents:
     )
 
 
-def _tensors(data: Mapping[Any, Any]) -> dict[str, Tensor]:
+def _tensors(data: Mapping[Any, object]) -> dict[str, Tensor]:
     """The tensors of a state dict, without the prefix that a parallel wrapper put before every key."""
     tensors = {str(key): value for key, value in data.items() if isinstance(value, Tensor)}
     prefix = "module." if all(key.startswith("module.") for key in tensors) else ""

@@ -3,10 +3,10 @@
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 from slowfast_kernels.models.checkpoint import caffe2, mmaction2, pyslowfast, pytorchvideo
-from slowfast_kernels.models.checkpoint.templates import Layout, Table
+from slowfast_kernels.models.checkpoint.templates import PATHS, Layout, Table
 
 _ROWS = (
     "stem.{path}.{kind}.{leaf}",
@@ -16,9 +16,15 @@ _ROWS = (
     "head.proj.{param}",
 )
 _OURS = Table({row: row for row in _ROWS})
+
+
+def _layout(keys: Sequence[str]) -> Layout:
+    return Layout(two=all(any(key.startswith(f"stem.{path}.") for key in keys) for path in PATHS))
+
+
 # The layout that keys show, and the table of a layout. Of libraries that explain as many keys the first is meant.
 _LIBRARIES: dict[str, tuple[Callable[[Sequence[str]], Layout], Callable[[Layout], Table]]] = {
-    "slowfast": (lambda keys: Layout(two=_both(keys)), lambda layout: _OURS),
+    "slowfast": (_layout, lambda _: _OURS),
     "pyslowfast": (pyslowfast.layout, pyslowfast.table),
     "pytorchvideo": (pytorchvideo.layout, pytorchvideo.table),
     "mmaction2": (mmaction2.layout, mmaction2.table),
@@ -27,10 +33,6 @@ _LIBRARIES: dict[str, tuple[Callable[[Sequence[str]], Layout], Callable[[Layout]
 _NONLOCAL = re.compile(r"nonlocal|non_local|\.conv_(theta|phi|g|out)\.")
 # Buffers of mmaction2's preprocessing and losses: constants that the configuration repeats.
 _IGNORED = re.compile(r"data_preprocessor\.|(cls_head|roi_head)\.(\w+\.)?loss")
-
-
-def _both(keys: Iterable[str]) -> bool:
-    return {"slow", "fast"} <= {part for key in keys for part in key.split(".")[1:2]}
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,8 @@ class Names:
 
     def called(self, pathway: str) -> "Names":
         """The same of a network of one pathway that is called so here."""
-        ours = {
-            key: re.sub(r"^(stem|res\d)\.slow\.", rf"\1.{pathway}.", ours) for key, ours in self.ours.items()
-        }
-        return replace(self, ours=ours)
+        rename = partial(re.sub, r"^(stem|res\d)\.slow\.", rf"\1.{pathway}.")
+        return replace(self, ours={key: rename(ours) for key, ours in self.ours.items()})
 
 
 @cache

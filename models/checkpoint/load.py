@@ -9,17 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slowfast_kernels.models.checkpoint import files, keys, mmaction2, pyslowfast, python_config
-from slowfast_kernels.models.checkpoint.assemble import (
-    build_with,
-    check,
-    collect,
-    norms,
-    pathway_of,
-    read_shapes,
-    set_norms,
-    unusual_norms,
-)
+from slowfast_kernels.models.checkpoint import assemble, files, keys, mmaction2, pyslowfast, python_config
 from slowfast_kernels.models.checkpoint.detect import Found, describe, structure
 from slowfast_kernels.models.checkpoint.errors import CheckpointError, Question, UndecidedError, some
 from slowfast_kernels.models.checkpoint.resolve import Resolved, resolve, with_window
@@ -97,12 +87,12 @@ def load_checkpoint(path: str | Path, model: str | None = None, **overrides: Any
             raise
         raise CheckpointError(f"{path}: {error}") from error
     config = result.config
-    network = build_with(config, state)
+    network = assemble.build_with(config, state)
     marker = contents.rest.get(files.FORMAT)
     if isinstance(marker, Mapping):
-        set_norms(network, marker.get("batch_norm") or {})
+        assemble.set_norms(network, marker.get("batch_norm") or {})
     for pathway, norm in result.norms.items():
-        set_norms(network, {name: norm for name in norms(network) if pathway_of(name) == pathway})
+        assemble.set_norms(network, dict.fromkeys(assemble.norms(network, pathway), norm))
     kind = _format(contents, names, config)
     info = CheckpointInfo(str(path), kind, config.source, describe(config), result.assumed)
     network.checkpoint = info
@@ -124,41 +114,35 @@ def _configure(
     """The file's configuration and its weights under our keys, checked against each other."""
     path, tensors = contents.path, contents.tensors
     if names.nonlocals:
-        raise CheckpointError(
-            f"{path}: non-local blocks are not supported yet (expected a network without), got "
-            f"{some(names.nonlocals)}"
-        )
+        what = "non-local blocks are not supported yet (expected a network without)"
+        raise CheckpointError(f"{path}: {what}, got {some(names.nonlocals)}")
     if names.library == "slowfast":
         config = _own(contents, named, overrides)
-        names, found = read_shapes(names, tensors)
-        state = collect(names, tensors)
-        check(path, config, state, names, found)
+        names, found = assemble.read_shapes(names, tensors)
+        state = assemble.collect(names, tensors)
+        assemble.check(path, config, state, names, found)
         return Resolved(config, ()), state
 
     said = _said(contents)
     if said is not None and said.refused:
         raise CheckpointError(f"{path}: not supported: its {said.origin} has {'; '.join(said.refused)}")
     library, semantics = _library(contents, names, said)
-    names, found = read_shapes(names, tensors)
-    state = collect(names, tensors)
-    if named is not None and structure(named) != found.structure():
+    names, found = assemble.read_shapes(names, tensors)
+    state = assemble.collect(names, tensors)
+    if named is not None and structure(named) != structure(found):
         wanted = _as_in_file(named, found, library)
-        check(path, wanted, state, names, found)
+        assemble.check(path, wanted, state, names, found)
     # PySlowFast gives the same names to both heads
     detects = names.layout.detects if names.library in ("pytorchvideo", "mmaction2") else None
-    if detects and named is not None and named.head.roi is None:
-        raise CheckpointError(
-            f"{path}: holds a detection head (expected one of clips, as {named.name} has it)"
-        )
-    if detects is False and named is not None and named.head.roi is not None:
-        raise CheckpointError(
-            f"{path}: holds a classifier of clips (expected a detection head, as {named.name} has)"
-        )
+    if named is not None and detects not in (None, named.head.roi is not None):
+        clips = f"a classifier of clips (expected a detection head, as {named.name} has)"
+        boxes = f"a detection head (expected one of clips, as {named.name} has it)"
+        raise CheckpointError(f"{path}: holds {boxes if detects else clips}")
     result = resolve(found, library, said, named, overrides, detects=detects, semantics=semantics)
     told = "fixed_frames" in overrides or (said is not None and "fixed_frames" in said.input)
     if not told and result.length_known:
         result = replace(result, config=with_window(result.config))
-    check(path, result.config, state, names, found)
+    assemble.check(path, result.config, state, names, found)
     return result, state
 
 
@@ -240,9 +224,12 @@ def save_checkpoint(model: SlowFast, path: str | Path) -> None:
     all plain data. Raises TypeError for anything but a model of this library.
     """
     if not isinstance(model, SlowFast):
-        raise TypeError(
-            f"save_checkpoint: expected a model of slowfast_kernels.models, got {type(model).__name__}"
-        )
+        what = "expected a model of slowfast_kernels.models"
+        raise TypeError(f"save_checkpoint: {what}, got {type(model).__name__}")
     state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
-    marker = {"version": files.VERSION, "config": model.config.to_dict(), "batch_norm": unusual_norms(model)}
+    marker = {
+        "version": files.VERSION,
+        "config": model.config.to_dict(),
+        "batch_norm": assemble.unusual_norms(model),
+    }
     torch.save({files.FORMAT: marker, "state_dict": state}, path)

@@ -192,7 +192,7 @@ def rules(config: ModelConfig) -> Iterator[Rule]:
     """What it can express."""
     for name, path in config.paths.items():
         where, pool = f"in the {name} pathway", path.pool_after_res2
-        longest = max({k for stage in range(4) for k in path.block_kernels(stage)} - {1, 3}, default=3)
+        longest = max({k for stage in path.kernels for k in stage} - {1, 3}, default=3)
         yield longest == 3, "temporal kernels of 1 or 3", f"{longest} {where}"
         usual = path.block == "bottleneck" or (path.block == "basic" and path.depth < 50)
         yield usual, "bottleneck blocks, or basic ones in 18 or 34 layers", f"{path.block} {where}"
@@ -310,10 +310,7 @@ def _detector(model: dict[str, Any], head: HeadConfig, roi: RoIConfig, features:
 
 
 def _path_config(path: PathwayConfig) -> dict[str, Any]:
-    inflate = []
-    for stage in range(4):
-        flags = tuple(int(kernel == 3) for kernel in path.block_kernels(stage))
-        inflate.append(flags[0] if len(set(flags)) == 1 else flags)
+    inflate = [tuple(int(kernel == 3) for kernel in stage) for stage in path.kernels]
     result: dict[str, Any] = {
         "depth": path.depth if path.block == "basic" or path.depth >= 50 else 50,
         "pretrained": None,
@@ -322,7 +319,7 @@ def _path_config(path: PathwayConfig) -> dict[str, Any]:
         "conv1_kernel": (path.stem_kernel, 7, 7),
         "conv1_stride_t": path.stem_stride,
         "pool1_stride_t": path.stem_pool_stride,
-        "inflate": tuple(inflate),
+        "inflate": tuple(flags[0] if len(set(flags)) == 1 else flags for flags in inflate),
         "spatial_strides": path.strides,
         "dilations": path.dilations,
     }

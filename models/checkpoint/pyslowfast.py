@@ -67,7 +67,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {  # of PySlowFast, for configurations th
 _POOLING = {"c2d": 2, "i3d": 2}  # frames that its max-pool after res2 spans; 1 in its other networks
 
 
-def _yaml(cfg: Any) -> Mapping[str, Any]:
+def _yaml(cfg: object) -> Mapping[str, Any]:
     if isinstance(cfg, str):
         import yaml
 
@@ -167,7 +167,7 @@ def head(config: ModelConfig) -> HeadConfig:
     head = config.head
     activation, pool = head.activation, head.pool
     if activation == "none" if head.roi is not None else head.semantics != "pyslowfast":
-        activation = "sigmoid" if head.multi_label else "softmax"
+        activation = replace(head, semantics="pyslowfast").usual_activation
     if head.roi is not None:
         pool = None
     elif head.semantics != "pyslowfast":
@@ -218,8 +218,7 @@ def _arch(config: ModelConfig) -> tuple[str, list[list[int]]] | None:
 def _temporal_blocks(path: PathwayConfig, basis: tuple[tuple[int, ...], ...]) -> list[int] | None:
     """How many blocks of each stage follow a basis before the rest has kernel 1, or None if they do not."""
     counts: list[int] = []
-    for stage, pattern in enumerate(basis[1:]):
-        kernels = path.block_kernels(stage)
+    for kernels, pattern in zip(path.kernels, basis[1:], strict=True):
         n = len(kernels)
         followed = [pattern[i % len(pattern)] for i in range(n)]
         counts += [k for k in range(n, -1, -1) if kernels == (*followed[:k], *[1] * (n - k))][:1]

@@ -53,12 +53,12 @@ def _dict(pairs: Sequence[tuple[Any, ast.expr]], names: Mapping[str, Any]) -> di
     return {key: value for key, value in values.items() if value is not _UNKNOWN}
 
 
-def source(settings: Mapping[str, Any]) -> str:
+def source(settings: Mapping[str, object]) -> str:
     """The source that assigns these values."""
     return "".join(f"{name} = {_python(value)}\n" for name, value in settings.items())
 
 
-def _python(value: Any) -> str:
+def _python(value: object) -> str:
     """A value as Python source, dictionaries as dict(key=value)."""
     if isinstance(value, Mapping):
         return f"dict({', '.join(f'{key}={_python(item)}' for key, item in value.items())})"

@@ -8,7 +8,7 @@ input (frames, crop, normalisation) is taken from the published model that fits 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from slowfast_kernels.models.checkpoint.detect import Found, structure
 from slowfast_kernels.models.checkpoint.errors import Question, UndecidedError
@@ -19,6 +19,7 @@ from slowfast_kernels.models.families.resnet3d import path_kind
 from slowfast_kernels.models.overrides import override
 from slowfast_kernels.models.presets import PRESETS
 
+T = TypeVar("T")
 DETECTION_CLASSES = (80, 81)  # AVA's, without and with a background class
 
 
@@ -104,16 +105,17 @@ class _Resolver:
             one = not self.found.two and "8x8" not in p.name
             return not self._same_classes(p), p.source != self.library, one
 
-        same = [p for p in PRESETS.values() if structure(p) == self.found.structure()]
+        shape = structure(self.found)
+        same = [p for p in PRESETS.values() if structure(p) == shape]
         return sorted((p for p in same if self.open or (p.head.roi is not None) == self.detects), key=rank)
 
     def _agreed(
-        self, value: Callable[[ModelConfig], Any], shown: str, what: str, *settings: str
-    ) -> Any | None:
+        self, value: Callable[[ModelConfig], T], otherwise: T, shown: str, what: str, *settings: str
+    ) -> T:
         """What the library's published models with the file's shapes agree on, noted as assumed.
 
         Where they differ, or there are none, it becomes a question: `what` in words, and the settings that
-        would tell. shown: the value in words, such as "alpha {}".
+        would tell. shown: the value in words, such as "alpha {}". otherwise: what to go on with then.
         """
         own = [p for p in self.published if p.source == self.library]
         values = {value(p) for p in own}
@@ -125,7 +127,7 @@ class _Resolver:
         ranked = sorted(self.published, key=lambda p: (p.source != self.library, p.name))
         candidates = tuple(f"{p.name} ({shown.format(value(p))})" for p in ranked[:6])
         self.open.append(Question(what, (*settings, "model=NAME"), candidates))
-        return None
+        return otherwise
 
     def _same_classes(self, preset: ModelConfig) -> bool:
         return preset.head.classes == self.found.classes
@@ -150,7 +152,7 @@ class _Resolver:
 
     def _assemble(self) -> ModelConfig:
         alpha = self._alpha()
-        paths = {name: self._pathway(name, path) for name, path in self.found.pathways.items()}
+        paths = {name: self._pathway(name, path) for name, path in self.found.paths.items()}
         spec = self._input(alpha, paths)
         lateral = self.found.lateral
         if "relu" in self.stored.lateral and lateral.kind == "conv":
@@ -194,7 +196,7 @@ class _Resolver:
         if alpha is not None:
             return alpha
         what = "alpha (frame rate of the Fast over the Slow pathway, in published models 4 or 8)"
-        return self._agreed(lambda p: p.input.alpha, "alpha {}", what, "alpha=N") or 1
+        return self._agreed(lambda p: p.input.alpha, 1, "alpha {}", what, "alpha=N")
 
     def _told(self, key: str, what: str, stored: Mapping[str, Any], preset: object | None) -> Any:
         """What the file's configuration or the preset says, which may not contradict each other."""
@@ -231,23 +233,21 @@ class _Resolver:
         if "pool_after_res2" not in (*values, *given):
             values["pool_after_res2"] = 1  # no library pools in the others
             if inflated:
-                values["pool_after_res2"] = (
-                    self._agreed(
-                        lambda p: next(iter(p.paths.values())).pool_after_res2,
-                        "max-pool of {} frames after res2",
-                        f"the temporal max-pool after res2 of this {path_kind(path)} network",
-                        *("pool_after_res2=2", "pool_after_res2=1"),
-                    )
-                    or 1
+                values["pool_after_res2"] = self._agreed(
+                    lambda p: next(iter(p.paths.values())).pool_after_res2,
+                    1,
+                    "max-pool of {} frames after res2",
+                    f"the temporal max-pool after res2 of this {path_kind(path)} network",
+                    *("pool_after_res2=2", "pool_after_res2=1"),
                 )
         if self.library == "mmaction2" and inflated and "stem_stride" not in (*values, *given):
-            strides = self._agreed(
+            values["stem_stride"], values["stem_pool_stride"] = self._agreed(
                 lambda p: next((path.stem_stride, path.stem_pool_stride) for path in p.paths.values()),
+                (1, 1),
                 "strides in time of the stem {}",
                 "the strides in time of the stem",
                 "stem_stride=N and stem_pool_stride=N",
             )
-            values["stem_stride"], values["stem_pool_stride"] = strides or (1, 1)
         if not self.detects:
             if "strides" not in values:
                 values.update(strides=(1, 2, 2, 2), dilations=(1, 1, 1, 1))  # in every published classifier
@@ -255,11 +255,12 @@ class _Resolver:
         if "dilations" not in values and not {"dilations", "res5_dilation"} & set(given):
             dilation = self._agreed(
                 lambda p: next(iter(p.paths.values())).dilations[3],
+                1,
                 "dilation {} of res5",
                 "the dilation of res5 in this detection model (PySlowFast and pytorchvideo have 2, mmaction2 1)",
                 "res5_dilation=N",
             )
-            values["dilations"] = (1, 1, 1, dilation or 1)
+            values["dilations"] = (1, 1, 1, dilation)
         if "strides" not in values:
             values["strides"] = (1, 2, 2, 1)  # a detection model keeps stride 16
 
@@ -305,27 +306,21 @@ class _Resolver:
         multi_label = known.get("multi_label", base.head.multi_label if base is not None else self.detects)
         background = known.get("background", self.detects and self.library == "mmaction2")
         dropout = known.get("dropout", base.head.dropout if base is not None else 0.5)
-        if "activation" in known:
-            activation = known["activation"]
-        elif self.semantics == "mmaction2" or (self.semantics == "pytorchvideo" and not self.detects):
-            activation = "none"
-        else:
-            activation = "sigmoid" if multi_label else "softmax"
         pool = None
         if not self.detects and self.semantics != "mmaction2":
             preset = self.preset.head if self.preset is not None else HeadConfig(semantics="mmaction2")
             own = preset.semantics != "mmaction2" and preset.roi is None
             pool = known.get("pool", preset.pool if own else max(1, spec.crop // 32))
-        return HeadConfig(
+        head = HeadConfig(
             classes=self.found.classes,
             semantics=self.semantics,
-            activation=activation,
             pool=pool,
             dropout=dropout,
             multi_label=bool(multi_label),
             background=bool(background),
             roi=self._roi(known) if self.detects else None,
         )
+        return replace(head, activation=known.get("activation", head.usual_activation))
 
     def _roi(self, known: Mapping[str, Any]) -> RoIConfig:
         if known.get("roi") is not None:

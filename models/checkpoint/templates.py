@@ -70,9 +70,7 @@ def _pattern(template: str, words: Words) -> re.Pattern[str]:
 def _translate(name: str, rules: Iterable[tuple[re.Pattern[str], str]], words: Words) -> str | None:
     for pattern, template in rules:
         if match := pattern.fullmatch(name):
-            found = {
-                field: words.get(field, {}).get(value, value) for field, value in match.groupdict().items()
-            }
+            found = {f: words.get(f, {}).get(value, value) for f, value in match.groupdict().items()}
             return template.format_map(defaultdict(lambda: "*", found))
     return None
 

@@ -22,22 +22,20 @@ def _single(frames: int, tau: int, path: PathwayConfig) -> ModelConfig:
 
 def path_kind(path: PathwayConfig) -> str:
     """ "Slow", "C2D", "I3D", "Fast-only" or, for any other pattern of temporal kernels, "3-D ResNet"."""
-    patterns = [path.block_kernels(stage) for stage in range(4)]
-    inflated = [any(k > 1 for k in stage) for stage in patterns]
+    inflated = [any(k > 1 for k in stage) for stage in path.kernels]
     if not any(inflated):
         return "C2D" if path.stem_kernel == 1 else "3-D ResNet"
     if is_fast_only(path):
         return "Fast-only"
     if inflated == [False, False, True, True] and path.stem_kernel == 1:
         return "Slow"
-    mixed = any(len(set(stage)) > 1 for stage in patterns[1:]) and path.temporal_blocks is None
+    mixed = any(len(set(stage)) > 1 for stage in path.kernels[1:]) and path.temporal_blocks is None
     return "I3D" if all(inflated) and mixed else "3-D ResNet"
 
 
 def is_fast_only(path: PathwayConfig) -> bool:
     """A Fast pathway on its own: every block looks at three frames, the stem at five, and it is thin."""
-    kernels = {kernel for stage in range(4) for kernel in path.block_kernels(stage)}
-    return path.stem_kernel == 5 and kernels == {3} and path.width < 64
+    return path.stem_kernel == 5 and {k for stage in path.kernels for k in stage} == {3} and path.width < 64
 
 
 def _traits(config: ModelConfig) -> Iterator[str]:
@@ -50,6 +48,7 @@ _SLOW_4x16, _SLOW_8x8, _I3D_8x8 = _single(4, 16, SLOW), _single(8, 8, SLOW), _si
 _C2D_8x8 = _single(8, 8, C2D)
 
 FAMILY = Family(
+    name="3-D ResNet",
     presets={
         # PySlowFast: Kinetics-400
         "slow_4x16_r50": _SLOW_4x16,

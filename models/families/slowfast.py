@@ -42,6 +42,7 @@ _4x16, _8x8, _16x8 = _slowfast(32, 8, 5), _slowfast(32, 4, 7), _slowfast(64, 4, 
 _8x8_MMACTION2 = mmaction2(_8x8)
 
 FAMILY = Family(
+    name="SlowFast",
     presets={
         # PySlowFast: Kinetics-400
         "slowfast_4x16_r50": _4x16,

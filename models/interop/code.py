@@ -55,12 +55,12 @@ def _replaced(kind: type) -> str | None:
     return None
 
 
-def is_of_a_library(function: Any) -> bool:
+def is_of_a_library(function: object) -> bool:
     """Whether one of the libraries (or torch) defines a function."""
     return str(getattr(function, "__module__", None)).split(".")[0] in _LIBRARIES
 
 
-def _name(function: Any) -> str:
+def _name(function: object) -> str:
     return str(getattr(function, "__qualname__", None) or type(function).__qualname__)
 
 

@@ -111,12 +111,10 @@ def _mmaction2(parts: Parts) -> Head:
 
 def _classifier(parts: Parts, path: str) -> bool:
     found = parts.use(path)
-    linear = isinstance(found, nn.Linear)
     got = type(found).__name__ if isinstance(found, nn.Module) else "nothing"
-    biased = linear and found._parameters.get("bias") is not None
-    return parts.expect(
-        biased, path, "the classifier, Linear with bias", "one without bias" if linear else got
-    )
+    if isinstance(found, nn.Linear) and found._parameters.get("bias") is None:
+        found, got = None, "one without bias"
+    return parts.expect(isinstance(found, nn.Linear), path, "the classifier, Linear with bias", got)
 
 
 def _dropout(parts: Parts, path: str) -> float:

@@ -15,37 +15,27 @@ ABSENT: Any = type("_Absent", (), {"__repr__": lambda self: "nothing"})()
 class Places:
     """Where a library keeps its layers without weights.
 
-    relu, pool: the stem's, beside its convolution (the pool `up` levels above it). block: ReLUs after the first two
-    convolutions of a block and at its end. lateral: the ReLU beside a lateral convolution. forms: how res5's maps go
-    to the head in a network of one pathway and of two.
+    relu: beside the stem's and the lateral convolutions. pool: the stem's, where `up` levels above its convolution are.
+    block: ReLUs after the first two convolutions of a block and at its end. forms: how res5's maps go to the head in a
+    network of one pathway and of two.
     """
 
     relu: str
     pool: str
     block: tuple[str, str, str]
-    lateral: str
     forms: tuple[str, str]
     up: int = 1
 
 
 PLACES = {
     "pyslowfast": Places(
-        "relu", "pool_layer", ("branch2.a_relu", "branch2.b_relu", "relu"), "relu", ("list", "list")
+        "relu", "pool_layer", ("branch2.a_relu", "branch2.b_relu", "relu"), ("list", "list")
     ),
     "pytorchvideo": Places(
-        "activation",
-        "pool",
-        ("branch2.act_a", "branch2.act_b", "activation"),
-        "activation",
-        ("tensor", "list"),
+        "activation", "pool", ("branch2.act_a", "branch2.act_b", "activation"), ("tensor", "list")
     ),
     "mmaction2": Places(
-        "activate",
-        "maxpool",
-        ("conv1.activate", "conv2.activate", "relu"),
-        "activate",
-        ("tensor", "tuple"),
-        up=2,
+        "activate", "maxpool", ("conv1.activate", "conv2.activate", "relu"), ("tensor", "tuple"), up=2
     ),
 }
 
@@ -120,15 +110,17 @@ class Parts:
         self.expect(isinstance(found, nn.ReLU), path, "ReLU", got)
 
     @staticmethod
-    def splits(found: Any) -> bool:
+    def splits(found: object) -> bool:
         """Whether a module is PySlowFast's SubBatchNorm3d: a batch norm for training, on parts of the batch, and
         one for inference, with weights in common."""
-        held = dict(found.named_children()) if isinstance(found, nn.Module) else {}
+        if not isinstance(found, nn.Module):
+            return False
+        held = dict(found.named_children())
         norms = isinstance(held.get("bn"), _BatchNorm) and isinstance(held.get("split_bn"), _BatchNorm)
         return norms and "weight" in dict(found.named_parameters(recurse=False))
 
 
-def is_max_pool(found: Any) -> bool:
+def is_max_pool(found: object) -> bool:
     """Whether a module is a 3-D max-pool without anything unusual."""
     if not isinstance(found, nn.MaxPool3d):
         return False

@@ -82,11 +82,11 @@ class Reader:
             raise UnrecognisedModule(self.module, [str(error), *self.problems]) from error
         self.parts.know(self.names)
         said = Stored("module", input=self._settings())
-        for name in PATHS if self.two else found.pathways:
+        for name in PATHS if self.two else found.paths:
             said.pathways[name] = self._pathway(name)
         if self.two:
             said.input["alpha"] = self._alpha()
-        if any(path.in_channels == 1 for path in found.pathways.values()):
+        if any(path.in_channels == 1 for path in found.paths.values()):
             said.input["fast_input"] = "gray"  # or another: it says how clips are made, not what is computed
         return said, found
 
@@ -199,7 +199,7 @@ class Reader:
             conv = parts.layer(f"lateral.{k}.conv")[0]
             if not conv:
                 continue
-            relu = f"{conv.rsplit('.', 1)[0]}.{places.lateral}"
+            relu = f"{conv.rsplit('.', 1)[0]}.{places.relu}"
             if f"lateral.{k}.bn.weight" in parts.key_of or not parts.strict:
                 parts.relu(relu)
             else:
@@ -255,11 +255,10 @@ class Reader:
             result = resolve(found, self.library, said, None, {}, detects=said.detects, semantics=semantics)
             check(type(self.module).__name__, result.config, state, self.names, found)
         except MismatchError as error:
-            wrong = [
-                f"{key} (expected shape {[*want]}, got {[*got]})" for key, (want, got) in error.shapes.items()
-            ]
-            missing = [f"{key} (missing)" for key in error.missing]
-            raise UnrecognisedModule(self.module, [*missing, *error.unexpected, *wrong]) from error
+            what = [*(f"{key} (missing)" for key in error.missing), *error.unexpected]
+            for key, (want, got) in error.shapes.items():
+                what.append(f"{key} (expected shape {[*want]}, got {[*got]})")
+            raise UnrecognisedModule(self.module, what) from error
         except ValueError as error:
             raise UnrecognisedModule(self.module, [str(error)]) from error
         return result.config
@@ -273,9 +272,8 @@ class Reader:
     def _compare(self, network: SlowFast) -> None:
         for _, ours, path, theirs in self._layers(network):
             if isinstance(ours, nn.Conv3d):
-                if not self.parts.expect(
-                    isinstance(theirs, nn.Conv3d), path, "Conv3d", type(theirs).__name__
-                ):
+                kind = type(theirs).__name__
+                if not self.parts.expect(isinstance(theirs, nn.Conv3d), path, "Conv3d", kind):
                     continue
                 want = (ours.stride, ours.padding, ours.dilation, ours.groups, ours.padding_mode)
                 got = (theirs.stride, theirs.padding, theirs.dilation, theirs.groups, theirs.padding_mode)
@@ -331,14 +329,10 @@ class TrunkReader(Reader):
         self.problems += altered(self.module, skip=[self.above] if self.above is not None else [])
         self.problems += self._taken_otherwise()
         said, found = self._said()
-        width = sum(path.out_channels(3) for path in found.pathways.values())
-        self.state = {
-            **self.state,
-            "head.proj.weight": torch.zeros(1, width),
-            "head.proj.bias": torch.zeros(1),
-        }
-        placeholder = {"head.proj.weight": "head.proj.weight", "head.proj.bias": "head.proj.bias"}
-        self.names = replace(self.names, ours={**self.names.ours, **placeholder})
+        width = sum(path.out_channels(3) for path in found.paths.values())
+        placeholder = {"head.proj.weight": torch.zeros(1, width), "head.proj.bias": torch.zeros(1)}
+        self.state = {**self.state, **placeholder}
+        self.names = replace(self.names, ours={**self.names.ours, **{key: key for key in placeholder}})
         said.head = {"activation": "none", "multi_label": False, "pool": None, "dropout": 0.0, "roi": None}
         said.detects = False
         network = self._build(replace(found, classes=1), said, self.library)
@@ -362,11 +356,8 @@ class TrunkReader(Reader):
         """The module's head, at the level of the module itself: what is further inside is a part."""
         if self.names.library == "pyslowfast" and isinstance(self.parts.at("head"), nn.Module):
             return self.parts.at("head")
-        if (
-            self.names.library == "pytorchvideo"
-            and not self.names.layout.prefix
-            and not self.names.layout.detects
-        ):
+        layout = self.names.layout
+        if self.names.library == "pytorchvideo" and not (layout.prefix or layout.detects):
             return nn.Sequential(*list(self.parts.at("blocks"))[(self.last or 0) + 1 :])
         if self.names.library == "mmaction2" and self.root is not self.module:
             return None

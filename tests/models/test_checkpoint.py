@@ -643,6 +643,7 @@ model = dict(
         )
         torch.save({"meta": {"cfg": config}, "state_dict": net.state_dict()}, file)
         model = load_checkpoint(file)
+        assert model.checkpoint.path == str(file)
         clip = clips(8, 64)
         with torch.no_grad():
             assert relative_l2(model([clip[:, :, ::4], clip]), net(clip)) < 2e-5
