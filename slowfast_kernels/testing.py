@@ -102,13 +102,33 @@ def with_gradients(tree: Any) -> tuple[Any, list[torch.Tensor]]:
 # --- errors ------------------------------------------------------------------------------------------------
 
 
-def relative_l2(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """``|got - expected| / |expected|`` in float64; 0 for empty tensors, inf if only ``expected`` is 0."""
-    got, expected = got.detach().double(), expected.detach().double()
-    error, size = (got - expected).norm().item(), expected.norm().item()
-    if error == 0:
-        return 0.0
-    return error / size if size else math.inf
+def tensors_of(output: Any) -> list[torch.Tensor]:
+    """The tensors of an output, whatever it is: a tensor, a NumPy array, a sequence of them."""
+    if isinstance(output, torch.Tensor):
+        return [output]
+    if isinstance(output, (tuple, list)):
+        return [t for part in output for t in tensors_of(part)]
+    return [torch.as_tensor(output)]
+
+
+def relative_l2(got: Any, expected: Any) -> float:
+    """``|got - expected| / |expected|``, the largest over the tensors of two outputs; norms are float64's.
+
+    0 for equal and for empty tensors; inf where shapes differ, where only ``expected`` is 0, and where a value is
+    not finite. Computed on the device of ``got``, which may hold gigabytes.
+    """
+    ours, theirs = tensors_of(got), tensors_of(expected)
+    if [x.shape for x in ours] != [y.shape for y in theirs]:
+        return math.inf
+    worst = 0.0
+    for x, y in zip(ours, theirs, strict=True):
+        wide = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+        x, y = x.detach().to(wide), y.detach().to(x.device, wide)
+        error, size = (torch.linalg.vector_norm(v, dtype=torch.float64).item() for v in (x - y, y))
+        if not math.isfinite(error) or (error and not size):
+            return math.inf
+        worst = max(worst, error / size if size else 0.0)
+    return worst
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:

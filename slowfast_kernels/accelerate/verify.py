@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..testing import relative_l2
+
 # Relative L2 errors between two right answers; bfloat16 has 8 bits, float16 and TF32 have 11
 _BOUNDS: dict[torch.dtype | None, float] = {torch.bfloat16: 1e-1, torch.float16: 2e-2}
 _TF32, _EXACT = 2e-2, 1e-4
@@ -29,7 +31,7 @@ def verify_same(module: nn.Module, accelerated: nn.Module, given: Any, dtype: to
         raise RuntimeError(
             f"accelerate: verify: expected the module's answer, tensors of shapes {shapes[0]}, got {shapes[1]}"
         )
-    error = max(_relative(a, b) for a, b in zip(got, expected, strict=True))
+    error = relative_l2(got, expected)
     bound = _bound(module, dtype)
     if not error <= bound:
         raise RuntimeError(
@@ -42,12 +44,6 @@ def _bound(module: nn.Module, dtype: torch.dtype | None) -> float:
     own = {p.dtype for p in module.parameters()} | {dtype}
     gpu = any(p.device.type == "cuda" for p in module.parameters())
     return max(_BOUNDS.get(kind, _TF32 if gpu else _EXACT) for kind in own)
-
-
-def _relative(got: Tensor, expected: Tensor) -> float:
-    got, expected = got.double().cpu(), expected.double().cpu()
-    size = expected.norm().item()
-    return (got - expected).norm().item() / size if size else got.norm().item()
 
 
 def _uncompiled() -> AbstractContextManager[Any]:
