@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from slowfast_kernels import report
 from slowfast_kernels._optional import MissingExtra
 from slowfast_kernels.bench import (
+    cpu_targets,
     harness,
     memory,
     models,
@@ -24,6 +24,7 @@ from slowfast_kernels.bench import (
     probe,
     registry,
     scaling,
+    stamp,
     store,
     targets,
 )
@@ -104,25 +105,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace, threads: int, words: Sequence[str]) -> int:
-    stamp = harness.environment()
+    stamped = stamp.environment()
     ceilings = _ceilings(threads, args)
-    for line in harness.stamp_lines(stamp):
+    for line in stamp.stamp_lines(stamped):
         report.say(line)
     report.say(f"ceilings: {store.ceiling_line(ceilings)}" if ceilings else "ceilings: not measured")
     report.say("")
     found = KINDS[args.kind].run(args, threads, ceilings)
     report.say(found.text)
-    document = store.document(args.kind, stamp, ceilings, **found.data)
+    document = store.document(args.kind, stamped, ceilings, **found.data)
     written: list[Path] = []
     if args.json:
         report.write_json(args.json, document)
         written.append(args.json)
-    where = plots.machine(stamp)
+    where = plots.machine(stamped)
     if args.plot:
         written += found.plot(args.plot, where)
     if args.save:
         command = shlex.join(["slowfast-kernels", "bench", *words])
-        page = store.markdown(args.kind, stamp, ceilings, found.page, command)
+        page = store.markdown(args.kind, stamped, ceilings, found.page, command)
         folder = store.save(args.kind, document, page)
         written += [folder / f"{args.kind}.json", folder / f"{args.kind}.md"]
         written += found.plot(folder / f"{args.kind}.png", where)
@@ -177,10 +178,10 @@ def _check(args: argparse.Namespace) -> None:
     if args.kind == "ops":
         args.entries = [e for dtype in args.dtypes for e in registry.entries(args.op, args.case, dtype)]
     if args.kind == "targets":
-        args.groups = [g.strip() for g in args.only.split(",")] if args.only else list(targets.GROUPS)
+        args.groups = [g.strip() for g in args.only.split(",")] if args.only else list(cpu_targets.GROUPS)
         for group in args.groups:
-            if group not in targets.GROUPS:
-                raise ValueError(f"--only: expected some of {', '.join(targets.GROUPS)}, got {group!r}")
+            if group not in cpu_targets.GROUPS:
+                raise ValueError(f"--only: expected some of {', '.join(cpu_targets.GROUPS)}, got {group!r}")
     if hasattr(args, "model"):
         configure(args.model)
 
@@ -213,31 +214,27 @@ def _subject(args: argparse.Namespace) -> Subject:
     return Subject(args.model, batch=args.batch, frames=args.frames, crop=args.crop)
 
 
+def _setting(args: argparse.Namespace, threads: int) -> harness.Setting:
+    rounds, progress = args.runs, args.progress
+    return harness.Setting(getattr(args, "model", harness.Setting.model), crop=getattr(args, "crop", None),
+                           rounds=rounds, threads=threads, progress=progress)  # fmt: skip
+
+
 def _targets(args: argparse.Namespace, threads: int, ceilings: Mapping[str, Any] | None) -> Found:
-    setting = targets.Setting(threads, args.runs, args.progress, model=args.model, crop=args.crop)
-    rows = targets.measure(setting, args.groups)
-    network = targets.network_of(setting)
-    data = {"network": network, "rows": [row.to_dict() for row in rows]}
+    setting = _setting(args, threads)
+    rows, network = cpu_targets.measure(setting, args.groups), cpu_targets.network_of(setting)
     return Found(
         targets.table(rows),
-        data,
+        {"network": network, "rows": [row.to_dict() for row in rows]},
         lambda path, where: plots.targets(path, rows, f"{network}\n{where}"),
         page=targets.markdown(rows, network),
     )
 
 
 def _models(args: argparse.Namespace, threads: int, ceilings: Mapping[str, Any] | None) -> Found:
-    subject = _subject(args)
+    machine, subject = harness.CpuMachine(_setting(args, threads), warmup=0), _subject(args)
     results = [
-        models.measure(
-            subject,
-            dtype,
-            wanted=_peers(args, dtype),
-            threads=threads,
-            rounds=args.runs,
-            ceilings=ceilings,
-            progress=args.progress,
-        )
+        models.measure(machine, subject, dtype, wanted=_peers(args, dtype), ceilings=ceilings)
         for dtype in args.dtypes
     ]
     parts = [models.table(results)]
@@ -252,19 +249,11 @@ def _models(args: argparse.Namespace, threads: int, ceilings: Mapping[str, Any] 
 
 
 def _ops(args: argparse.Namespace, threads: int, ceilings: Mapping[str, Any] | None) -> Found:
-    results = []
-    for entry in tqdm(args.entries, desc="ops", unit="call", disable=not args.progress, leave=False):
-        results.append(
-            ops.measure(
-                entry,
-                wanted=_peers(args, entry.dtype),
-                threads=threads,
-                rounds=args.runs,
-                cold=args.cold,
-                ceilings=ceilings,
-                progress=args.progress,
-            )
-        )
+    machine = harness.CpuMachine(_setting(args, threads), cold_bytes=(64 << 20) if args.cold else 0)
+    results = [
+        ops.measure(machine, entry, wanted=_peers(args, entry.dtype), cold=args.cold, ceilings=ceilings)
+        for entry in tqdm(args.entries, desc="ops", unit="call", disable=not args.progress, leave=False)
+    ]
     return Found(
         ops.table(results), {"results": results}, lambda path, where: plots.ops(path, results, where)
     )
@@ -281,20 +270,17 @@ def _scaling(args: argparse.Namespace, threads: int, ceilings: Mapping[str, Any]
 
 
 def _memory(args: argparse.Namespace, threads: int, ceilings: Mapping[str, Any] | None) -> Found:
-    results = []
-    for dtype in args.dtypes:
-        who = [memory.OURS, *(p.name for p in _peers(args, dtype))]
-        results.append(
-            memory.measure(
-                args.model,
-                dtype,
-                who=who,
-                threads=torch.get_num_threads(),
-                batch=args.batch,
-                frames=args.frames,
-                crop=args.crop,
-            )
+    size = {"batch": args.batch, "frames": args.frames, "crop": args.crop}
+    results = [
+        memory.measure(
+            args.model,
+            dtype,
+            who=[targets.FROZEN, *(p.name for p in _peers(args, dtype))],
+            threads=threads,
+            **size,
         )
+        for dtype in args.dtypes
+    ]
     return Found(
         memory.table(results), {"results": results}, lambda path, where: plots.memory(path, results, where)
     )
@@ -311,7 +297,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "op": {"metavar": "PATTERN", "help": "ops: names or shell patterns, comma-separated (default: all)"},
     "case": {"metavar": "PATTERN", "help": "calls: names or shell patterns, comma-separated (default: all)"},
     "dtype": {"metavar": "LIST", "help": "comma-separated (default: {kind.default_dtypes})"},
-    "only": {"metavar": "LIST", "help": f"some of {', '.join(targets.GROUPS)} (default: all)"},
+    "only": {"metavar": "LIST", "help": f"some of {', '.join(cpu_targets.GROUPS)} (default: all)"},
     "profile": {
         "action": "store_true",
         "help": "instead of timing, run each call under NVTX ranges and torch.profiler; prints the ncu command",

@@ -1,30 +1,66 @@
-"""Interleaved timing of several callables, the parity gate before it, and the stamp that goes with the
-figures.
+"""A machine, and what is timed on it side by side. Nothing here prints results; progress goes to the standard error.
 
-Nothing here prints results; progress goes to the standard error.
+`Machine` is what all have in common: contenders take turns, in a new random order every round. `CpuMachine` is this
+processor; a GPU and its dry run are in ``gpu/machine.py``.
 """
 
-import functools
+from __future__ import annotations
+
 import gc
-import os
+import math
 import random
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
-from slowfast_kernels import report
+from slowfast_kernels.testing import relative_l2
 
-#: A single call shorter than this is repeated inside one sample: the clock and the call itself then vanish.
+__all__ = ["Comparison", "Contender", "CpuMachine", "Gate", "Machine", "Ready", "Setting", "Timing", "interleaved",
+           "relative_l2"]  # fmt: skip
+
+#: A sample takes at least this long, by repeating what is shorter: the clock's and the call's own cost then vanish.
 SAMPLE_SECONDS = 2e-3
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured and at which size; travels to worker processes as JSON."""
+
+    model: str = "slowfast_8x8_r50"
+    frames: int | None = None
+    crop: int | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+    rounds: int = 21
+    threads: int = 1
+    progress: bool = False
+    # what only the measurements on a GPU ask for
+    dry: bool = False
+    batches: tuple[int, ...] = (1, 8, 32)
+    shrink: int = 1  # divides height and width of the ops' real calls
+    check_shrink: int = 8  # the same for the correctness part
+    op: str | None = None  # patterns, shell style
+    case: str | None = None
+    limit: int = 0  # at most this many calls of each op; 0 = all
+    items: int = 0  # at most this many items of each part; 0 = all
+    share: tuple[int, int] = (0, 1)  # (i, n): this process takes every n-th item from the i-th on
+    tests: str = "tests"  # what `pytest -m gpu` is given
+    out: str = "."
+
+    @property
+    def middle(self) -> int:
+        """The batch of comparisons that are made at one batch only."""
+        return 8 if 8 in self.batches else self.batches[len(self.batches) // 2]
+
+
+# --- times -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -76,68 +112,195 @@ class Comparison:
     def paired(self, ours: str, peer: str) -> tuple[float, float]:
         """20th and 80th percentile of the ratio within each round: what noise of the machine does to it."""
         pairs = zip(self.timings[ours].samples, self.timings[peer].samples, strict=True)
-        ratios = Timing("ratio", tuple(b / a for a, b in pairs))
-        return ratios.spread
+        return Timing("ratio", tuple(b / a for a, b in pairs)).spread
+
+
+# --- contenders --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Contender:
+    """One way to compute something.
+
+    runs: callables that compute it on different inputs of the same shapes, so that a cache as large as one set
+          does not hold them all.
+    graph: whether the calls may be captured in a CUDA graph.
+    """
+
+    name: str
+    runs: Sequence[Callable[[], Any]]
+    ours: bool = False
+    graph: bool = True
+    note: str = ""
+
+
+@dataclass
+class Ready:
+    """A contender ready to be timed: ``replay`` makes ``calls`` calls, a sample ``repeats`` it."""
+
+    replay: Callable[[], Any]
+    calls: int = 1
+    graph: bool = False
+    note: str = ""
+    repeats: int = 1
+
+
+class Machine:
+    """What contenders run on, and how time is told there."""
+
+    device: torch.device
+    dry: ClassVar[bool] = False  # its times say nothing
+    warmup: int = 1  # calls of each set of inputs before anything is timed
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        # Ends of a part's time and of an item's share of it, on time.monotonic()'s clock; set by a worker.
+        self.deadline = self.item_deadline = math.inf
+
+    def late(self) -> bool:
+        """Whether the part's time is over."""
+        return time.monotonic() > self.deadline
+
+    def item_late(self) -> bool:
+        """Whether the item has used its share of that."""
+        return time.monotonic() > self.item_deadline
+
+    # --- memory ------------------------------------------------------------------------------------------------
+
+    def synchronize(self) -> None:
+        """Wait for the device. Raises RuntimeError where an earlier kernel failed."""
+
+    def alive(self) -> bool:
+        """Whether the device still answers: after an illegal access it does not until the process ends."""
+        try:
+            self.synchronize()
+        except RuntimeError:
+            return False
+        return True
+
+    def tidy(self) -> None:
+        """Give memory back between measurements."""
+        gc.collect()
+
+    def poison(self, nbytes: int = 256 << 20) -> None:
+        """Fill the memory that the allocator will hand out next with NaN, where it is the device's own."""
+
+    def poison_everything(self) -> None:
+        """The same after what the allocator keeps went back: a block that an earlier contender filled rightly would
+        hide what a later one forgets to write."""
+
+    def checking(self) -> AbstractContextManager[Any]:
+        """Around the call whose output is checked."""
+        return nullcontext()
+
+    # --- timing ------------------------------------------------------------------------------------------------
+
+    def compile_ahead(self, build: Callable[[], Contender]) -> None:
+        """Compile what a contender's first call starts, where that helps. Its errors come again when it is called."""
+
+    def prepare(self, contender: Contender) -> Ready:
+        """Warm a contender up."""
+
+        def all_of_them() -> None:
+            for run in contender.runs:
+                run()
+
+        for _ in range(self.warmup):
+            all_of_them()
+        self.synchronize()
+        return Ready(all_of_them, len(contender.runs), note=contender.note)
+
+    def compare(self, ready: Mapping[str, Ready], rounds: int | None = None, label: str = "") -> Comparison:
+        """Time contenders side by side: every round takes one sample of each, in a new random order.
+
+        Interleaving gives every contender the same share of a noisy minute; the order changes so that nobody
+        always runs behind the same neighbour's caches.
+        """
+        self.settle(ready)
+        samples: dict[str, list[float]] = {name: [] for name in ready}
+        order, shuffle = list(ready), random.Random(0).shuffle
+        bar = tqdm(
+            range(rounds or self.setting.rounds),
+            desc=label,
+            disable=not (label and self.setting.progress),
+            leave=False,
+        )
+        with _no_garbage_collection():
+            for _ in bar if ready else ():
+                shuffle(order)
+                for name in order:
+                    samples[name].append(self.sample(ready[name]))
+        return Comparison(
+            {n: Timing(n, tuple(samples[n]), one.repeats * one.calls) for n, one in ready.items()}
+        )
+
+    def settle(self, ready: Mapping[str, Ready]) -> None:
+        """Bring the machine to its speed, and find out how often a sample repeats each contender."""
+
+    def sample(self, one: Ready) -> float:
+        """Seconds of one call."""
+        begin = time.perf_counter()
+        for _ in range(one.repeats):
+            one.replay()
+        self.synchronize()
+        return (time.perf_counter() - begin) / (one.repeats * one.calls)
+
+
+def repeats_for(seconds: float) -> int:
+    """How often a sample makes a call of so many seconds."""
+    return max(1, min(1000, round(SAMPLE_SECONDS / max(seconds, 1e-7))))
+
+
+class CpuMachine(Machine):
+    """This processor, by the wall clock.
+
+    cold_bytes: read and write this many bytes before every sample, so that caches hold none of the contender's
+                tensors (then one call a sample); 0 = warm caches.
+    """
+
+    def __init__(self, setting: Setting, warmup: int = 1, cold_bytes: int = 0) -> None:
+        super().__init__(setting)
+        self.device, self.warmup = torch.device("cpu"), warmup
+        self._ballast = torch.zeros(cold_bytes // 8)
+
+    def synchronize(self) -> None:
+        if torch.cuda.is_available():  # a contender may compute there
+            torch.cuda.synchronize()
+
+    def settle(self, ready: Mapping[str, Ready]) -> None:
+        for one in () if len(self._ballast) else ready.values():
+            # Twice where it is short: the first call of a cheap op says little of the second, on warm caches.
+            for one.repeats in (1, 3):
+                seconds = self.sample(one) * one.calls
+                if seconds >= SAMPLE_SECONDS:
+                    break
+            one.repeats = repeats_for(seconds)
+
+    def sample(self, one: Ready) -> float:
+        if len(self._ballast):
+            self._ballast.add_(1.0)
+        return super().sample(one)
 
 
 def interleaved(
     runs: Mapping[str, Callable[[], Any]],
     *,
     rounds: int = 21,
-    warmup: int = 2,
-    budget_s: float | None = None,
-    cold_bytes: int = 0,
-    label: str = "",
+    warmup: int = 1,
+    label: str = "timing",
     progress: bool = True,
-    seed: int = 0,
 ) -> Comparison:
-    """Time callables side by side: every round runs each of them once, in a new random order.
-
-    Interleaving gives every contender the same share of a noisy minute; the order changes so that nobody
-    always runs behind the same neighbour's caches.
+    """Time callables side by side on the CPU: name -> callable without arguments, whose result is dropped.
 
     Args:
-        runs: name -> callable without arguments; its result is dropped.
+        runs: what to time.
         rounds: samples of each callable.
         warmup: unmeasured calls of each one before.
-        budget_s: stop early, though not before 5 rounds, once this many seconds have passed; None = never.
-        cold_bytes: read and write this many bytes before every sample, so that caches hold none of the
-            callable's tensors (then one call a sample); 0 = warm caches.
         label: text before the progress bar.
     """
-    if not runs:
-        return Comparison()
-    repeats: dict[str, int] = {}
-    for name, run in runs.items():
-        for _ in range(max(warmup, 1)):
-            seconds = _sample(run, 1)
-        if seconds < SAMPLE_SECONDS and not cold_bytes:
-            # Once more, on warm caches: the first call of a cheap op says little of the second.
-            seconds = _sample(run, 3)
-        repeats[name] = 1 if cold_bytes else max(1, min(1000, round(SAMPLE_SECONDS / max(seconds, 1e-7))))
-    ballast = torch.zeros(max(cold_bytes // 8, 1))
-    order, shuffle = list(runs), random.Random(seed).shuffle
-    samples: dict[str, list[float]] = {name: [] for name in runs}
-    start = time.perf_counter()
-    with _no_garbage_collection():
-        for done in tqdm(range(rounds), desc=label, disable=not progress, leave=False):
-            if budget_s is not None and done >= min(5, rounds) and time.perf_counter() - start > budget_s:
-                break
-            shuffle(order)
-            for name in order:
-                if cold_bytes:
-                    ballast.add_(1.0)
-                samples[name].append(_sample(runs[name], repeats[name]))
-    return Comparison({name: Timing(name, tuple(samples[name]), repeats[name]) for name in runs})
-
-
-def _sample(run: Callable[[], Any], repeats: int) -> float:
-    start = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return (time.perf_counter() - start) / repeats
+    machine = CpuMachine(Setting(rounds=rounds, progress=progress), warmup)
+    ready = {name: machine.prepare(Contender(name, [run])) for name, run in runs.items()}
+    return machine.compare(ready, label=label)
 
 
 @contextmanager
@@ -169,32 +332,6 @@ def threads(count: int | None) -> Iterator[int]:
 # --- parity ------------------------------------------------------------------------------------------------
 
 
-def tensors_of(output: Any) -> list[Tensor]:
-    """The tensors of an output, whatever it is: a tensor, a NumPy array, a sequence of them."""
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, (tuple, list)):
-        return [t for part in output for t in tensors_of(part)]
-    return [torch.as_tensor(output)]
-
-
-def relative_l2(ours: Any, expected: Any) -> float:
-    """Relative L2 distance of two outputs in float64, the largest over their tensors; infinite where shapes
-    differ or a value is not finite in only one of them."""
-    a, b = tensors_of(ours), tensors_of(expected)
-    if len(a) != len(b):
-        return float("inf")
-    worst = 0.0
-    for x, y in zip(a, b, strict=True):
-        if x.shape != y.shape:
-            return float("inf")
-        x, y = x.detach().double().cpu(), y.detach().double().cpu()
-        norm, distance = y.norm().item(), (x - y).norm().item()
-        error = distance / norm if norm else (0.0 if distance == 0 else float("inf"))
-        worst = max(worst, error) if error == error else float("inf")
-    return worst
-
-
 @dataclass(frozen=True)
 class Gate:
     """Outcome of a parity check. Speed-ups are shown only behind a green one."""
@@ -215,60 +352,13 @@ class Gate:
 FP32_LIMIT = 1e-4
 
 
-def gate(ours: Any, expected: Any, limit: float = FP32_LIMIT) -> Gate:
-    """Compare two outputs."""
-    return Gate(relative_l2(ours, expected), limit)
+def detached(output: Any) -> Any:
+    """A copy of an output that later calls cannot change."""
+    return pytree.tree_map_only(Tensor, lambda x: x.detach().clone(), output)
 
 
-def gate_low_precision(ours: Any, peer: Any, exact: Any, factor: float = 2.0) -> Gate:
-    """Gate for bf16: our distance from the float32 answer, against ``factor`` times the peer's own."""
-    return Gate(relative_l2(ours, exact), factor * relative_l2(peer, exact))
-
-
-# --- environment -------------------------------------------------------------------------------------------
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        where = Path(__file__).resolve().parent
-        done = subprocess.run(
-            ["git", "-C", str(where), *arguments], capture_output=True, text=True, timeout=20, check=True
-        )
-        return done.stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-@functools.cache
-def revision() -> str | None:
-    """Git revision of this code, "+changes" when files differ from it; None outside of a clone (an installed copy may
-    lie inside a repository of something else)."""
-    commit = _git("rev-parse", "--short=12", "HEAD") if _git("ls-files", Path(__file__).name) else None
-    if not commit:
-        return None
-    return commit + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
-
-
-def environment() -> dict[str, Any]:
-    """Machine, versions and revision: what figures must carry to be compared with others."""
-    stamp = report.environment()
-    stamp["revision"] = revision()
-    for name in ("onnxruntime", "openvino"):
-        stamp[name] = report.version_of(name)
-    stamp["load"] = [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None
-    stamp["affinity"] = os.environ.get("OMP_PROC_BIND"), os.environ.get("GOMP_CPU_AFFINITY")
-    return stamp
-
-
-def stamp_lines(stamp: Mapping[str, Any], keys: Sequence[str] = ()) -> list[str]:
-    """The stamp as lines of text: processor and threads, versions, revision and load."""
-    others = ", ".join(f"{k} {stamp[k]}" for k in ("onnxruntime", "openvino") if stamp.get(k))
-    cores, threads = report.count(stamp["cores"], "core"), report.count(stamp["threads"], "thread")
-    revision = stamp["revision"]
-    version = f"revision {revision}" if revision else f"version {stamp['slowfast_kernels']}"
-    lines = [
-        f"{stamp['processor']}, {cores}, {threads}, isa {stamp['isa']}",
-        f"torch {stamp['torch']}, python {stamp['python']}" + (f", {others}" if others else ""),
-        f"{version}, {stamp['time']}, load before {stamp['load']}",
-    ]
-    return lines + [f"{k} {stamp[k]}" for k in keys if k in stamp]
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, cut where it becomes long, or its class."""
+    text = (str(error).strip().splitlines() or [""])[0].strip()
+    text = text if len(text) <= 200 else text[:197] + "..."
+    return text or type(error).__name__

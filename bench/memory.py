@@ -14,6 +14,7 @@ R1: the weights as this contender holds them (VmRSS). It resets the kernel's hig
 import argparse
 import contextlib
 import ctypes
+import functools
 import gc
 import json
 import subprocess
@@ -24,9 +25,9 @@ from typing import Any
 
 from slowfast_kernels import models, report
 from slowfast_kernels.bench import peers
-from slowfast_kernels.bench.ops import times_faster
+from slowfast_kernels.bench.tables import mebibytes, times_faster
+from slowfast_kernels.bench.targets import FROZEN
 
-OURS = "frozen"
 HEADER = ("who", "dtype", "weights", "as held", "peak", "peak to ours", "strict", "strict to ours")
 LEGEND = (
     "weights: their plain size; as held: what is resident once the contender is made. peak: inference above what is "
@@ -48,24 +49,14 @@ def measure(
     """Rows {who, weight_bytes, loaded_bytes, peak_bytes, strict_bytes}, see the module."""
     rows, missing = [], {}
     for contender in who:
-        words = [
-            name,
-            contender,
-            dtype,
-            str(threads),
-            str(calls),
-            str(batch),
-            str(frames or 0),
-            str(crop or 0),
-        ]
-        done = subprocess.run(
-            [sys.executable, "-m", "slowfast_kernels.bench.memory", *words], capture_output=True, text=True
-        )
+        numbers = map(str, (threads, calls, batch, frames or 0, crop or 0))
+        command = [sys.executable, "-m", "slowfast_kernels.bench.memory", name, contender, dtype, *numbers]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             missing[contender] = (done.stderr.strip().splitlines() or ["failed"])[-1]
             continue
         rows.append({"who": contender, **json.loads(done.stdout.strip().splitlines()[-1])})
-    ours = next((r for r in rows if r["who"] == OURS), None)
+    ours = next((r for r in rows if r["who"] == FROZEN), None)
     for row in rows:
         for kind in ("peak", "strict"):
             least = ours[f"{kind}_bytes"] if ours else 0
@@ -110,17 +101,13 @@ def _child(argv: Sequence[str]) -> dict[str, Any]:
 
     from slowfast_kernels import freeze, models
     from slowfast_kernels.bench.peer_model import PlainSlowFast
-    from slowfast_kernels.bench.subject import DTYPES
+    from slowfast_kernels.bench.subject import DTYPES, clips
 
     torch.set_num_threads(args.threads)
     # create() alone: batch norms as after training would change no buffer's size.
     overrides = {k: v for k, v in (("frames", args.frames), ("crop", args.crop)) if v}
     config = models.configure(args.model, activation="none", **overrides)
-    clips = []
-    for p in config.pathways:
-        side = config.input.crop
-        clip = torch.randn(args.batch, config.pathway(p).in_channels, config.frames_of(p), side, side)
-        clips.append(clip.contiguous(memory_format=torch.channels_last_3d))
+    inputs = clips(config, args.batch, torch.Generator().manual_seed(0))
     x = torch.randn(1, 8, 4, 16, 16)
     with torch.inference_mode():
         torch.nn.Conv3d(8, 8, 3)(x)
@@ -130,13 +117,13 @@ def _child(argv: Sequence[str]) -> dict[str, Any]:
     model = models.build(config).eval()
     elements = sum(t.numel() for t in model.state_dict().values())
     call: Callable[[], Any]
-    if args.who == OURS:
+    if args.who == FROZEN:
         frozen = freeze(model, DTYPES[args.dtype])
-        call = lambda: frozen(clips if len(clips) > 1 else clips[0])  # noqa: E731
+        call = functools.partial(frozen, inputs if len(inputs) > 1 else inputs[0])
         size = 2 if args.dtype == "bf16" else 4
     else:
         peer = peers.PEERS[args.who]
-        call = peer.build(PlainSlowFast(model, fold=peer.folded), clips, args.dtype, args.threads)
+        call = peer.build(PlainSlowFast(model, fold=peer.folded), inputs, args.dtype, args.threads)
         size = 4  # peers keep float32 weights and cast them in the call
     del model
     settle()
@@ -155,28 +142,22 @@ def _child(argv: Sequence[str]) -> dict[str, Any]:
 
 def table(results: Sequence[Mapping[str, Any]]) -> str:
     """All results as text."""
-    lines = []
-    for result in results:
-        for row in result["rows"]:
-            lines.append(
-                (
-                    row["who"],
-                    result["dtype"],
-                    mebibytes(row["weight_bytes"]),
-                    mebibytes(row["loaded_bytes"]),
-                    mebibytes(row["peak_bytes"]),
-                    times_faster(row["peak_to_ours"]),
-                    mebibytes(row["strict_bytes"]),
-                    times_faster(row["strict_to_ours"]),
-                )
-            )
+    lines = [
+        (
+            row["who"],
+            result["dtype"],
+            mebibytes(row["weight_bytes"]),
+            mebibytes(row["loaded_bytes"]),
+            mebibytes(row["peak_bytes"]),
+            times_faster(row["peak_to_ours"]),
+            mebibytes(row["strict_bytes"]),
+            times_faster(row["strict_to_ours"]),
+        )
+        for result in results
+        for row in result["rows"]
+    ]
     notes = [f"not run: {n} {r['dtype']}: {reason}" for r in results for n, reason in r["missing"].items()]
     return "\n".join([report.table(lines, HEADER), *report.wrapped([*notes, *LEGEND])])
-
-
-def mebibytes(count: float) -> str:
-    """Bytes as MiB."""
-    return f"{count / 2**20:.0f} MiB"
 
 
 if __name__ == "__main__":

@@ -1,18 +1,22 @@
 """Table of whole models: ours frozen, ours on the reference, and the peers, interleaved in one run."""
 
+import functools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from slowfast_kernels import backends, report
-from slowfast_kernels.bench import harness, peers
-from slowfast_kernels.bench.ops import milliseconds, percent, times_faster
-from slowfast_kernels.bench.roofline import DIRECT_FLOOR, PEAKS, stages
+from slowfast_kernels.bench import peers
+from slowfast_kernels.bench.compare import Builder, builder, run
+from slowfast_kernels.bench.harness import FP32_LIMIT, Contender, Machine
+from slowfast_kernels.bench.roofline import DIRECT_FLOOR, PEAKS, fraction, stages
 from slowfast_kernels.bench.subject import Subject
+from slowfast_kernels.bench.tables import median_and_spread, milliseconds, parity, percent, times_faster
+from slowfast_kernels.bench.targets import FROZEN
+from slowfast_kernels.testing import relative_l2
 
-OURS = "frozen"
 REFERENCE = "reference"
 HEADER = ("model", "dtype", "median", "p20-p80", "GFLOP/s", "of ceiling", "frozen is faster by", "parity")
 OF_CEILING = (
@@ -22,95 +26,74 @@ OF_CEILING = (
 
 
 def contenders(
-    subject: Subject,
-    dtype: str,
-    wanted: list[peers.Peer],
-    threads: int,
-    *,
-    reference: bool = True,
-    progress: Callable[[str], None] = lambda text: None,
-) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
-    """(name -> callable, name -> why it is missing). Everything that is done once is done here."""
-    runs: dict[str, Callable[[], Any]] = {}
-    missing: dict[str, str] = {}
-    progress(f"{OURS} {dtype}")
-    frozen = subject.frozen(dtype)
-    runs[OURS] = lambda: subject.call(frozen)
+    machine: Machine, subject: Subject, dtype: str, wanted: Sequence[peers.Peer], *, reference: bool = True
+) -> dict[str, Builder]:
+    """Makers of the contenders by name. Everything that is done once is done by them."""
+
+    def frozen() -> Contender:
+        _announce(machine, f"{FROZEN} {dtype}")
+        model = subject.frozen(dtype)
+        return Contender(FROZEN, [lambda: subject.call(model)], ours=True)
+
+    def run_reference() -> Any:
+        with torch.inference_mode(), backends.use_backend("reference"):
+            return subject.call(subject.model)
+
+    def other(peer: peers.Peer) -> Contender:
+        _announce(machine, f"{peer.name} {dtype}")
+        call = peer.build(subject.twin(peer.folded), subject.inputs, dtype, machine.setting.threads)
+        return Contender(peer.name, [call])
+
+    found: dict[str, Builder] = {FROZEN: frozen}
     if reference and dtype == "fp32":
-        model = subject.model
-
-        def run_reference() -> Any:
-            with torch.inference_mode(), backends.use_backend("reference"):
-                return subject.call(model)
-
-        runs[REFERENCE] = run_reference
-    for peer in wanted:
-        progress(f"{peer.name} {dtype}")
-        try:
-            runs[peer.name] = peer.build(subject.twin(peer.folded), subject.inputs, dtype, threads)
-        except peers.Unavailable as error:
-            missing[peer.name] = str(error)
-    return runs, missing
+        found[REFERENCE] = builder(REFERENCE, run_reference)
+    return found | {peer.name: functools.partial(other, peer) for peer in wanted}
 
 
 def measure(
+    machine: Machine,
     subject: Subject,
     dtype: str,
     *,
-    wanted: list[peers.Peer],
-    threads: int,
-    rounds: int = 15,
+    wanted: Sequence[peers.Peer],
     ceilings: Mapping[str, Any] | None = None,
-    progress: bool = True,
-    profile: bool = True,
 ) -> dict[str, Any]:
     """Times of one model in one precision, with the parity of every contender with eager float32."""
-    show = announce(progress)
-    runs, missing = contenders(subject, dtype, wanted, threads, progress=show)
     with torch.inference_mode():
         exact = subject.twin(False)(*subject.inputs)
-    outputs = {name: run() for name, run in runs.items()}
-    errors = {name: harness.relative_l2(out, exact) for name, out in outputs.items()}
-    limit = harness.FP32_LIMIT
+    limit = FP32_LIMIT
     if dtype != "fp32":
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            limit = 2 * harness.relative_l2(subject.twin(False)(*subject.inputs), exact)
-    compared = harness.interleaved(
-        runs, rounds=rounds, warmup=1, label=f"{subject.name} {dtype}", progress=progress
+            limit = 2 * relative_l2(subject.twin(False)(*subject.inputs), exact)
+    found = run(
+        machine,
+        contenders(machine, subject, dtype, wanted),
+        lambda output: relative_l2(output, exact),
+        label=f"{subject.name} {dtype}",
     )
+    if FROZEN in found.missing:
+        raise RuntimeError(found.missing[FROZEN])
     peak = (ceilings or {}).get(PEAKS[dtype])
-    rows = []
-    for name, timing in compared.timings.items():
-        passed = harness.Gate(errors[name], limit)
-        both = passed.green and errors[OURS] <= limit
-        gflops = 2 * subject.macs / timing.median / 1e9
-        rows.append(
-            {
-                "who": name,
-                **timing.to_dict(),
-                "gflops": gflops,
-                "ceiling_fraction": gflops / peak if peak else None,
-                "frozen_faster": compared.ratio(OURS, name) if both else None,
-                "paired": compared.paired(OURS, name) if both else None,
-                "error": passed.error,
-                "error_limit": limit,
-                "green": passed.green,
-            }
-        )
-    result = {
-        "model": subject.name,
-        "dtype": dtype,
-        "batch": subject.batch,
-        "frames": subject.model.config.input.frames,
-        "crop": subject.model.config.input.crop,
-        "threads": threads,
-        "macs": subject.macs,
-        "rows": rows,
-        "missing": missing,
-    }
-    if profile:
-        steps = profile_of(subject, dtype)
-        result["stages"] = stages(steps, dtype, ceilings)
+    size = subject.model.config.input
+    result = found.record(
+        found.kept,
+        limit,
+        FROZEN,
+        model=subject.name,
+        dtype=dtype,
+        batch=subject.batch,
+        frames=size.frames,
+        crop=size.crop,
+        threads=machine.setting.threads,
+        macs=subject.macs,
+        stages=stages(profile_of(subject, dtype), dtype, ceilings),
+    )
+    for row in result["rows"]:
+        both = row["green"] and found.kept[FROZEN] <= limit
+        row["gflops"] = 2 * subject.macs / row["median_s"] / 1e9
+        row["ceiling_fraction"] = row["gflops"] / peak if peak else None
+        row["frozen_faster"] = found.compared.ratio(FROZEN, row["who"]) if both else None
+        row["paired"] = row["paired"] if both else None
     return result
 
 
@@ -121,15 +104,11 @@ def profile_of(subject: Subject, dtype: str, runs: int = 5) -> list[dict[str, An
     return found
 
 
-def announce(progress: bool) -> Callable[[str], None]:
+def _announce(machine: Machine, text: str) -> None:
     """Says on a terminal's standard error what is being prepared; nothing elsewhere."""
-
-    def show(text: str) -> None:
-        if progress and sys.stderr.isatty():
-            sys.stderr.write(f"\r\033[Kpreparing {text} ...")
-            sys.stderr.flush()
-
-    return show
+    if machine.setting.progress and sys.stderr.isatty():
+        sys.stderr.write(f"\r\033[Kpreparing {text} ...")
+        sys.stderr.flush()
 
 
 def lines(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -138,12 +117,11 @@ def lines(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
         (
             row["who"],
             result["dtype"],
-            milliseconds(row["median_s"]),
-            f"{milliseconds(row['p20_s'])}-{milliseconds(row['p80_s'])}",
+            *median_and_spread(row),
             f"{row['gflops']:.0f}",
             percent(row["ceiling_fraction"]),
-            times_faster(row["frozen_faster"]) if row["who"] != OURS else "",
-            str(harness.Gate(row["error"], row["error_limit"])),
+            times_faster(row["frozen_faster"]) if row["who"] != FROZEN else "",
+            parity(row),
         )
         for row in sorted(result["rows"], key=lambda r: r["median_s"])
     ]
@@ -161,21 +139,19 @@ STAGE_HEADER = ("stage", "op", "calls", "time", "GFLOP/s", "GB/s", "direct floor
 
 def stage_table(result: Mapping[str, Any]) -> str:
     """Where the frozen model's time goes."""
-    rows = []
-    for row in result["stages"]:
-        seconds, least = row["seconds"], row["direct_floor_s"]
-        rows.append(
-            (
-                row["stage"],
-                row["op"],
-                str(row["calls"]),
-                milliseconds(seconds),
-                f"{row['flops'] / seconds / 1e9:.0f}",
-                f"{row['bytes'] / seconds / 1e9:.1f}",
-                "-" if least is None else milliseconds(least),
-                percent(None if least is None else least / seconds),
-            )
+    rows = [
+        (
+            row["stage"],
+            row["op"],
+            str(row["calls"]),
+            milliseconds(row["seconds"]),
+            f"{row['flops'] / row['seconds'] / 1e9:.0f}",
+            f"{row['bytes'] / row['seconds'] / 1e9:.1f}",
+            milliseconds(row["direct_floor_s"]),
+            percent(fraction(row["direct_floor_s"], row["seconds"])),
         )
+        for row in result["stages"]
+    ]
     total = sum(r["seconds"] for r in result["stages"])
     least_sum = sum(r["direct_floor_s"] or 0.0 for r in result["stages"])
     rows.append(

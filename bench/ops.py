@@ -1,18 +1,25 @@
 """Table of single ops: every real call of a SlowFast-R50 8x8, every provider, and the peers on the same
 layer."""
 
-import contextlib
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from slowfast_kernels import report
-from slowfast_kernels.bench import harness, peers, registry
+from slowfast_kernels.bench import peers, registry
+from slowfast_kernels.bench.compare import Builder, builder, compare, derive
+from slowfast_kernels.bench.harness import FP32_LIMIT, Contender, Machine
 from slowfast_kernels.bench.op_modules import op_module
-from slowfast_kernels.bench.roofline import DIRECT_FLOOR, direct_floor, fraction
+from slowfast_kernels.bench.roofline import DIRECT_FLOOR, PEAKS
+from slowfast_kernels.bench.tables import median_and_spread, number, parity, percent, times_faster
+from slowfast_kernels.ops._cases import Args
+from slowfast_kernels.testing import relative_l2, to_float64
 
+REFERENCE = "reference"
 HEADER = ("who", "median", "p20-p80", "GFLOP/s", "GB/s", "of direct floor", "speed-up over", "parity")
 LEGEND = (
     "cpu: the op as a caller gets it, which packs its weights at every call; cpu_packed: weights packed before, as in "
@@ -28,103 +35,63 @@ WIDTH = 120
 
 
 def measure(
+    machine: Machine,
     entry: registry.Entry,
     *,
-    wanted: list[peers.Peer],
-    threads: int,
-    rounds: int = 15,
+    wanted: Sequence[peers.Peer],
     cold: bool = False,
     ceilings: Mapping[str, Any] | None = None,
-    progress: bool = True,
     shrink: int = 1,
 ) -> dict[str, Any]:
     """One row of the table for each way to run the call, behind its parity check, timed interleaved.
 
     The expected output is the reference's in float64 (in the entry's own dtype for ops that take no float64).
     """
-    args, kwargs = entry.arguments(shrink=shrink)
-    cost = entry.cost(args, kwargs)
-    expected = _exact(entry, args, kwargs)
-    runs: dict[str, Callable[[], Any]] = {}
-    missing: dict[str, str] = {}
-    for name in registry.providers(entry.op):
-        run = registry.runner(entry, name, args, kwargs)
-        try:
-            run()
-        except RuntimeError as error:
-            missing[name] = str(error).splitlines()[0]
-            continue
-        runs[name] = run
-    ours = [name for name in runs if name != "reference"]
-    module = op_module(entry.op, args, kwargs)
-    for peer in (p for p in wanted if p.runs(entry.op)) if module is not None else ():
-        try:
-            runs[peer.name] = _peer(peer, module, entry.dtype, threads)
-        except peers.Unavailable as error:
-            missing[peer.name] = str(error)
-    outputs = {name: run() for name, run in runs.items()}
-    errors = {name: harness.relative_l2(out, expected) for name, out in outputs.items()}
-    limit = harness.FP32_LIMIT if entry.dtype == "fp32" else max(2 * errors["reference"], 1e-3)
-    compared = harness.interleaved(
-        runs,
-        rounds=rounds,
-        cold_bytes=(64 << 20) if cold else 0,
-        label=entry.name,
-        progress=progress,
-    )
-    others = [n for n in runs if n not in (*ours, "reference") and errors[n] <= limit]
-    best = min(others, key=lambda n: compared.timings[n].median) if others else None
-    least = direct_floor(cost.flops, cost.bytes, entry.dtype, ceilings)
-    rows = []
-    for name, timing in compared.timings.items():
-        passed = harness.Gate(errors[name], limit)
-        rows.append(
-            {
-                "who": name,
-                "ours": name in ours,
-                **timing.to_dict(),
-                "gflops": cost.flops / timing.median / 1e9,
-                "gbs": cost.bytes / timing.median / 1e9,
-                "direct_floor_fraction": fraction(least, timing.median),
-                "speedup": compared.ratio(name, best) if name in ours and passed.green and best else None,
-                "error": passed.error,
-                "error_limit": passed.limit,
-                "green": passed.green,
-            }
-        )
-    return {
-        "op": entry.op,
-        "case": entry.case.name,
-        "dtype": entry.dtype,
-        "count": entry.case.count,
-        "flops": cost.flops,
-        "bytes": cost.bytes,
-        "direct_floor_s": least,
-        "best_peer": best,
-        "threads": threads,
-        "cold": cold,
-        "rows": rows,
-        "missing": missing,
+    call = entry.arguments(shrink=shrink)
+    cost, expected = entry.cost(*call), _exact(entry, call)
+    plain = relative_l2(registry.runner(entry, REFERENCE, *call)(), expected)
+    builders: dict[str, Builder] = {
+        name: builder(name, registry.runner(entry, name, *call), ours=name != REFERENCE)
+        for name in registry.providers(entry.op)
     }
+    module = op_module(entry.op, *call)
+    if module is not None:
+        running = [p for p in wanted if p.runs(entry.op)]
+        builders |= {p.name: functools.partial(_peer, machine, p, module, entry.dtype) for p in running}
+    found = compare(
+        machine,
+        builders,
+        expected,
+        expected,
+        dtype=entry.dtype,
+        limit=FP32_LIMIT if entry.dtype == "fp32" else max(2 * plain, 1e-3),
+        label=entry.name,
+        op=entry.op,
+        case=entry.case.name,
+        count=entry.case.count,
+        flops=cost.flops,
+        bytes=cost.bytes,
+        threads=machine.setting.threads,
+        cold=cold,
+    )
+    return derive(found, ceilings, PEAKS, apart=(REFERENCE,))
 
 
-def _peer(peer: peers.Peer, module: Any, dtype: str, threads: int) -> Callable[[], Any]:
-    net, inputs = module
+def _peer(
+    machine: Machine, peer: peers.Peer, module: tuple[nn.Module, list[torch.Tensor]], dtype: str
+) -> Contender:
+    net, inputs = copy.deepcopy(module[0]), module[1]
     if peer.name in ("onnxruntime", "openvino"):
         # Their own precision setting says how to compute; they are handed float32 weights and inputs.
-        net = copy.deepcopy(net).float()
-        inputs = [x.float() for x in inputs]
-    return peer.build(copy.deepcopy(net), inputs, dtype, threads)
+        net, inputs = net.float(), [x.float() for x in inputs]
+    return Contender(peer.name, [peer.build(net, inputs, dtype, machine.setting.threads)])
 
 
-def _exact(entry: registry.Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    def wide(value: Any) -> Any:
-        return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
-
-    double = tuple(wide(a) for a in args), {k: wide(v) for k, v in kwargs.items()}
-    with contextlib.suppress(RuntimeError, ValueError):
-        return registry.runner(entry, "reference", *double)()
-    return registry.runner(entry, "reference", args, kwargs)()
+def _exact(entry: registry.Entry, call: Args) -> Any:
+    try:
+        return registry.runner(entry, REFERENCE, *to_float64(call))()
+    except (RuntimeError, ValueError):
+        return registry.runner(entry, REFERENCE, *call)()
 
 
 def lines(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -132,13 +99,12 @@ def lines(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [
         (
             f"  {row['who']}",
-            milliseconds(row["median_s"]),
-            f"{milliseconds(row['p20_s'])}-{milliseconds(row['p80_s'])}",
-            f"{row['gflops']:.1f}" if result["flops"] else "-",
-            f"{row['gbs']:.1f}",
+            *median_and_spread(row),
+            number(row["gflops"], ".1f"),
+            number(row["gbs"], ".1f"),
             percent(row["direct_floor_fraction"]),
             f"{times_faster(row['speedup'])} {result['best_peer']}" if row["speedup"] else "",
-            str(harness.Gate(row["error"], row["error_limit"])),
+            parity(row),
         )
         for row in sorted(result["rows"], key=lambda r: r["median_s"])
     ]
@@ -148,21 +114,6 @@ def heading(result: Mapping[str, Any]) -> str:
     """The line above a call's rows: "bottleneck3d res2.fast.1 x2, fp32"."""
     times = f" x{result['count']}" if result["count"] > 1 else ""
     return f"{result['op']} {result['case']}{times}, {result['dtype']}"
-
-
-def milliseconds(seconds: float) -> str:
-    """Seconds with three digits, as milliseconds below a second."""
-    return f"{1e3 * seconds:.3g} ms" if seconds < 0.9995 else f"{seconds:.3g} s"
-
-
-def percent(value: float | None) -> str:
-    """A fraction as per cent."""
-    return "-" if value is None else f"{100 * value:.0f}%"
-
-
-def times_faster(value: float | None) -> str:
-    """A ratio of times."""
-    return "-" if value is None else f"{value:.2f}x"
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> str:

@@ -1,11 +1,15 @@
-"""Other ways to run the same network: torch eager and compiled, ONNX Runtime, OpenVINO.
+"""Other ways to run the same layers: torch eager, compiled and on cuDNN, ONNX Runtime, OpenVINO, torchvision.
 
-Each peer turns a plain torch module (``peer_model``) and example inputs into a callable. What it does once
-(conversion, folding, compilation, layout of the weights) is not timed; all use the same number of threads,
-the same inputs and the same weights, and each runs as its own documentation says it runs fastest.
+Each peer turns a plain torch module (``peer_model``, ``op_modules``) and example inputs into a callable. What it does
+once (conversion, folding, compilation, layout of the weights) is not timed; all use the same number of threads, the
+same inputs and the same weights, and each runs as its own documentation says it runs fastest. One that cannot run here
+raises `Unavailable` when it is built, with the reason.
+
+`PEERS` are a CPU's, by name. A GPU's are the forms of `gpu_forms` (cudnn_forms.py) and torch.compile's `MODES`.
 """
 
 import contextlib
+import copy
 import io
 import logging
 import tempfile
@@ -19,10 +23,17 @@ import torch
 from torch import Tensor, nn
 
 from slowfast_kernels._optional import needs
+from slowfast_kernels.bench.harness import first_line
 
 #: What a peer is made into: a call with the inputs it was built for; returns a tensor or a NumPy array.
 Run = Callable[[], Any]
 
+#: A GPU's peers.
+EAGER, VIEWS, FUSED = "eager_cl3d", "views_2d", "fused_cudnn"
+
+#: torch.compile's modes by the GPU peer's name. CUDA graphs are captured by the harness for each: the mode
+#: "max-autotune" is the same code captured by Inductor, at the price of compiling it all again.
+MODES = {"compile": "default", "compile_autotune": "max-autotune-no-cudagraphs"}
 
 #: Ops whose torch form needs an operator of torchvision.
 ROI_OPS = ("roi_align3d", "roi_head_pool")
@@ -55,9 +66,9 @@ class Peer:
         return (op in ROI_OPS) == self.roi
 
 
-def channels_last(x: Tensor) -> Tensor:
-    """A 5-D tensor in channels_last_3d memory; others as they are."""
-    return x.contiguous(memory_format=torch.channels_last_3d) if x.dim() == 5 else x
+def channels_last(inputs: Sequence[Tensor]) -> list[Tensor]:
+    """5-D tensors in channels_last_3d memory; others as they are."""
+    return [x.contiguous(memory_format=torch.channels_last_3d) if x.dim() == 5 else x for x in inputs]
 
 
 def channels_last_weights(module: nn.Module) -> nn.Module:
@@ -66,7 +77,14 @@ def channels_last_weights(module: nn.Module) -> nn.Module:
     return module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload, no-any-return]
 
 
-def _eager(module: nn.Module, inputs: Sequence[Tensor]) -> Run:
+def placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A copy in eval mode on the device, weights in ``dtype`` and channels_last_3d memory."""
+    return channels_last_weights(copy.deepcopy(module).eval().requires_grad_(False).to(device, dtype))
+
+
+def module_run(module: Callable[..., Any], inputs: Sequence[Tensor]) -> Run:
+    """A module on given inputs as a callable without arguments."""
+
     def run() -> Any:
         with torch.inference_mode():
             return module(*inputs)
@@ -74,12 +92,17 @@ def _eager(module: nn.Module, inputs: Sequence[Tensor]) -> Run:
     return run
 
 
-def _eager_ncdhw(module: nn.Module, inputs: Sequence[Tensor], dtype: str, threads: int) -> Run:
-    return _eager(module, [x.contiguous() for x in inputs])
+def together(runs: Sequence[Run]) -> Run:
+    """Several callables one after the other."""
+    return lambda: [run() for run in runs]
+
+
+def _eager(module: nn.Module, inputs: Sequence[Tensor], dtype: str, threads: int) -> Run:
+    return module_run(module, [x.contiguous() for x in inputs])
 
 
 def _eager_channels_last(module: nn.Module, inputs: Sequence[Tensor], dtype: str, threads: int) -> Run:
-    return _eager(channels_last_weights(module), [channels_last(x) for x in inputs])
+    return module_run(channels_last_weights(module), channels_last(inputs))
 
 
 def _torchvision(module: nn.Module, inputs: Sequence[Tensor], dtype: str, threads: int) -> Run:
@@ -87,39 +110,47 @@ def _torchvision(module: nn.Module, inputs: Sequence[Tensor], dtype: str, thread
 
     torchvision_ops.load()
     # Torch's mean over frames is ten times faster in this layout.
-    return _eager_ncdhw(module, inputs, dtype, threads)
+    return _eager(module, inputs, dtype, threads)
 
 
 def _autocast(module: nn.Module, inputs: Sequence[Tensor], dtype: str, threads: int) -> Run:
-    module = channels_last_weights(module)
-    inputs = [channels_last(x) for x in inputs]
-
-    def run() -> Any:
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            return module(*inputs)
-
-    return run
+    run = _eager_channels_last(module, inputs, dtype, threads)
+    return torch.autocast("cpu", torch.bfloat16)(run)
 
 
 def _compiled(module: nn.Module, inputs: Sequence[Tensor], dtype: str, threads: int) -> Run:
-    import torch._inductor.config as inductor
-
     kind = torch.bfloat16 if dtype == "bf16" else torch.float32
-    module = channels_last_weights(module.to(kind))
-    inputs = [channels_last(x.to(kind)) for x in inputs]
-    # Freezing folds batch norms and lays the weights out once. It is read when the first call compiles.
-    with inductor.patch(freezing=True), torch.no_grad(), _quiet():
-        compiled = torch.compile(module)
+    inputs = channels_last([x.to(kind) for x in inputs])
+    call = compiled(channels_last_weights(module.to(kind)), inputs, freezing=True)
+    return lambda: call(*inputs)
+
+
+def compiled(
+    module: nn.Module, inputs: Sequence[Tensor], freezing: bool = False, **how: Any
+) -> Callable[..., Any]:
+    """The module through torch.compile, called with tensors; raises Unavailable.
+
+    freezing: fold batch norms and lay the weights out once. how: options of torch.compile.
+    """
+    torch._dynamo.reset()
+    made = torch.compile(module, dynamic=False, **how)
+
+    def call(*values: Tensor) -> Any:
+        with torch.no_grad() if freezing else torch.inference_mode():
+            return made(*values)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_quiet())
+        if freezing:  # read when the first call compiles
+            import torch._inductor.config as inductor
+
+            stack.enter_context(inductor.patch(freezing=True))
         try:
-            compiled(*inputs)
-        except Exception as error:  # no compiler, or a pass that fails on this torch
-            raise Unavailable(f"torch.compile: {_first_line(error)}") from error
-
-    def run() -> Any:
-        with torch.no_grad():
-            return compiled(*inputs)
-
-    return run
+            for _ in range(2):
+                call(*inputs)
+        except Exception as error:  # no compiler, or a pass that fails on this torch: of any class
+            raise Unavailable(f"torch.compile: {first_line(error)}") from error
+    return call
 
 
 def onnx_bytes(module: nn.Module, inputs: Sequence[Tensor]) -> bytes:
@@ -180,7 +211,7 @@ def _openvino(module: nn.Module, inputs: Sequence[Tensor], dtype: str, threads: 
 PEERS: dict[str, Peer] = {
     peer.name: peer
     for peer in (
-        Peer("eager", ("fp32",), _eager_ncdhw, note="torch eager, NCDHW memory"),
+        Peer("eager", ("fp32",), _eager, note="torch eager, NCDHW memory"),
         Peer("eager_cl3d", ("fp32",), _eager_channels_last, note="torch eager, channels_last_3d memory"),
         Peer(
             "eager_cl3d_folded",
@@ -239,10 +270,6 @@ def select(names: str | None, dtype: str, *, networks: bool = True) -> list[Peer
     return [PEERS[n] for n in wanted if dtype in PEERS[n].dtypes]
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Exporters print and warn at length; keep their talk out of the tables."""
@@ -258,3 +285,57 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+# --- a GPU's forms -----------------------------------------------------------------------------------------
+
+
+def gpu_forms(plain: nn.Module, folded: nn.Module) -> dict[str, Callable[[], nn.Module]]:
+    """Peers of a module by name, built on demand: ``plain`` has its batch norms, ``folded`` has not."""
+    from slowfast_kernels.bench import cudnn_forms
+
+    return {
+        EAGER: lambda: plain,
+        VIEWS: lambda: cudnn_forms.views_2d(plain),
+        FUSED: lambda: cudnn_forms.fused(folded),
+    }
+
+
+# --- the clips -----------------------------------------------------------------------------------------------
+
+
+def torch_pack(
+    frames: Tensor, alpha: int, mean: Sequence[float], std: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """Normalise and split as SlowFast training code does, step by step."""
+    x = frames.float() / 255.0
+    x = (x - torch.tensor(mean)) / torch.tensor(std)
+    fast = x.permute(0, 4, 1, 2, 3)
+    index = torch.linspace(0, frames.shape[1] - 1, frames.shape[1] // alpha).long()
+    return fast.index_select(2, index), fast
+
+
+def torch_pack_in_place(
+    frames: Tensor, alpha: int, mean: Sequence[float], std: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """The same with the constants put together and no temporaries."""
+    scale = 1 / (255 * torch.tensor(std))
+    x = frames.to(torch.float32).mul_(scale).sub_(torch.tensor(mean) / torch.tensor(std))
+    fast = x.permute(0, 4, 1, 2, 3)
+    index = torch.linspace(0, frames.shape[1] - 1, frames.shape[1] // alpha).long()
+    return fast.index_select(2, index), fast
+
+
+class TorchPack:
+    """Normalise and split as SlowFast training code does, on the device of the frames."""
+
+    def __init__(
+        self, frames: int, alpha: int, mean: Sequence[float], std: Sequence[float], device: torch.device
+    ) -> None:
+        self.mean, self.std = (torch.tensor(v, device=device) for v in (mean, std))
+        self.index = torch.linspace(0, frames - 1, frames // alpha, device=device).long()
+
+    def __call__(self, frames: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        x = frames.to(torch.float32).div_(255.0).sub_(self.mean).div_(self.std)
+        fast = x.permute(0, 4, 1, 2, 3).to(dtype)
+        return fast.index_select(2, self.index), fast

@@ -8,9 +8,9 @@ from typing import Any
 
 from slowfast_kernels import report
 from slowfast_kernels._optional import needs
-from slowfast_kernels.bench.ops import milliseconds
 from slowfast_kernels.bench.roofline import PEAKS
 from slowfast_kernels.bench.subject import described
+from slowfast_kernels.bench.tables import milliseconds
 
 OURS, OTHER, LIMIT = "#0b6e99", "#9aa5b1", "#c0392b"
 MARKERS = {

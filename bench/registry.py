@@ -49,11 +49,11 @@ def entries(op: str | None = None, case: str | None = None, dtype: str = "fp32")
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     known = op_names()
-    wanted = [name for name in known if _matches(name, op)]
+    wanted = [name for name in known if matches(name, op)]
     if not wanted:
         raise ValueError(f"op: expected a name or pattern among {', '.join(known)}, got {op!r}")
     found = [
-        Entry(name, c, dtype) for name in wanted for c in cases_of(name) if c.real and _matches(c.name, case)
+        Entry(name, c, dtype) for name in wanted for c in cases_of(name) if c.real and matches(c.name, case)
     ]
     if not found:
         names = ", ".join(c.name for name in wanted for c in cases_of(name) if c.real)
@@ -61,7 +61,8 @@ def entries(op: str | None = None, case: str | None = None, dtype: str = "fp32")
     return found
 
 
-def _matches(name: str, patterns: str | None) -> bool:
+def matches(name: str, patterns: str | None) -> bool:
+    """Whether a name fits one of the patterns (shell style, comma-separated; None = all)."""
     return patterns is None or any(fnmatch.fnmatch(name, p.strip()) for p in patterns.split(","))
 
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from slowfast_kernels.bench import torchvision_ops
+from slowfast_kernels.bench.harness import first_line
+from slowfast_kernels.bench.peers import Unavailable
 
 
 def _edges(rois: Tensor, scale: float, aligned: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -94,6 +96,33 @@ def align_torchvision(maps: Tensor, rois: Tensor, bins: int, scale: float, align
 Align = Callable[[Tensor, Tensor, int, float, bool], Tensor]
 
 
+def torchvision_on_cpu() -> Align:
+    """The operator alone, also beside a CPU build of PyTorch; raises Unavailable."""
+    torchvision_ops.load()
+    return align_torchvision
+
+
+def torchvision_with_gradients() -> Align:
+    """torchvision's function, which has a backward; raises Unavailable."""
+    try:
+        from torchvision.ops import roi_align
+    except Exception as error:  # not installed, or built for another torch: RuntimeError while importing
+        raise Unavailable(f"torchvision: {first_line(error)}") from error
+
+    def align(maps: Tensor, rois: Tensor, bins: int, scale: float, aligned: bool) -> Tensor:
+        return roi_align(maps, rois.to(maps), bins, scale, sampling_ratio=0, aligned=aligned)
+
+    return align
+
+
+#: A GPU's ways to align.
+GPU_ALIGNS: dict[str, Callable[[], Align]] = {
+    "torchvision": torchvision_with_gradients,
+    "torch_vectorised": lambda: align_vectorised,
+    "torch_matmul": lambda: align_matmul,
+}
+
+
 def head_pool(
     align: Align,
     slow: Tensor,
@@ -103,6 +132,12 @@ def head_pool(
     scale: float = 1 / 16,
     aligned: bool = True,
 ) -> Tensor:
-    """[N, Cs, T, H, W], [N, Cf, alpha T, H, W], [K, 5] -> [K, Cs + Cf]."""
-    pooled = [align(x.mean(dim=2), rois, bins, scale, aligned).amax(dim=(-2, -1)) for x in (slow, fast)]
-    return torch.cat(pooled, dim=1)
+    """[N, Cs, T, H, W], [N, Cf, alpha T, H, W], [K, 5] -> [K, Cs + Cf].
+
+    The mean comes out in float32 at least, in which the rest is computed, as autocast has it: the maximum then picks
+    the bin that exact arithmetic picks, and gradients can be compared.
+    """
+    wide = torch.promote_types(slow.dtype, torch.float32)
+    means = [x.mean(dim=2, dtype=wide) for x in (slow, fast)]
+    pooled = [align(x, rois, bins, scale, aligned).amax(dim=(-2, -1)) for x in means]
+    return torch.cat(pooled, dim=1).to(slow.dtype)

@@ -1,5 +1,6 @@
 """How cost grows with the batch and with the length of the clip. It must grow linearly."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,22 +9,13 @@ from tqdm import tqdm
 
 from slowfast_kernels import report
 from slowfast_kernels.bench import harness
-from slowfast_kernels.bench.ops import milliseconds
 from slowfast_kernels.bench.subject import Subject
+from slowfast_kernels.bench.tables import mebibytes, median_and_spread, milliseconds
 
 BATCHES = (1, 2, 4, 8)
 FRAMES = (32, 64)
-HEADER = (
-    "batch",
-    "frames",
-    "GFLOP",
-    "median",
-    "p20-p80",
-    "per clip",
-    "ms per GFLOP",
-    "to the first",
-    "workspace",
-)
+HEADER = ("batch", "frames", "GFLOP", "median", "p20-p80", "per clip", "ms per GFLOP", "to the first",
+          "workspace")  # fmt: skip
 
 
 def measure(
@@ -42,17 +34,16 @@ def measure(
     """
     lengths = [Subject(name, frames=t, crop=crop, calibrate=False) for t in frames]
     subjects = [subject.with_batch(b) for subject in lengths for b in batches]
-    runs, frozen = {}, {}
+    runs, workspaces = {}, {}
     for subject in tqdm(subjects, desc="preparing", disable=not progress, leave=False):
-        key = f"batch {subject.batch} frames {subject.frames}"
-        model = subject.frozen(dtype)
-        frozen[key] = model
-        runs[key] = lambda subject=subject, model=model: subject.call(model)
+        key, model = f"batch {subject.batch} frames {subject.frames}", subject.frozen(dtype)
+        workspaces[key] = getattr(model, "workspace_bytes", None)
+        runs[key] = functools.partial(subject.call, model)
     compared = harness.interleaved(runs, rounds=rounds, warmup=1, label=f"scaling {dtype}", progress=progress)
     rows: list[dict[str, Any]] = []
     for subject, (key, timing) in zip(subjects, compared.timings.items(), strict=True):
         per_flop = timing.median / (2 * subject.macs)
-        workspace = getattr(frozen[key], "workspace_bytes", None)
+        workspace = workspaces[key]
         rows.append(
             {
                 "batch": subject.batch,
@@ -83,12 +74,11 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
                 str(row["batch"]),
                 str(row["frames"]),
                 f"{2 * row['macs'] / 1e9:.1f}",
-                milliseconds(row["median_s"]),
-                f"{milliseconds(row['p20_s'])}-{milliseconds(row['p80_s'])}",
+                *median_and_spread(row),
                 milliseconds(row["median_s"] / row["batch"]),
                 f"{1e12 * row['seconds_per_flop']:.3f}",
                 f"{row['to_first']:.2f}",
-                "-" if row["workspace_bytes"] is None else f"{row['workspace_bytes'] / 2**20:.0f} MiB",
+                "-" if row["workspace_bytes"] is None else mebibytes(row["workspace_bytes"]),
             )
             for row in result["rows"]
         ]

@@ -1,25 +1,31 @@
 """Where measured runs are kept: ``bench/results/cpu-<processor>/<what>.{json,md,png}``, ``.../<gpu>/gpu.*``."""
 
+import os
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from slowfast_kernels import report
-from slowfast_kernels.bench import harness
+from slowfast_kernels.bench.stamp import stamp_lines
 
-RESULTS = Path(__file__).resolve().parent / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+
+
+def _dashed(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def slug(stamp: Mapping[str, Any]) -> str:
     """Folder name of a machine: processor, cores, instruction set."""
-    words = f"{stamp['processor']} {stamp['cores']} cores {stamp['isa']}"
-    return "cpu-" + re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+    return "cpu-" + _dashed(f"{stamp['processor']} {stamp['cores']} cores {stamp['isa']}")
 
 
 def gpu_slug(stamp: Mapping[str, Any]) -> str:
     """Folder name of a GPU: "nvidia-h200"."""
-    return re.sub(r"[^a-z0-9]+", "-", stamp["gpu"].lower()).strip("-")
+    return _dashed(stamp["gpu"])
 
 
 def document(
@@ -34,7 +40,7 @@ def markdown(
 ) -> str:
     """A run as a page: how it was made, where, and `text`, which is Markdown."""
     lines = [f"# {what}", "", f"`{command}`", ""]
-    lines += [f"- {line}" for line in harness.stamp_lines(stamp)]
+    lines += [f"- {line}" for line in stamp_lines(stamp)]
     if ceilings:
         lines.append(f"- ceilings measured in the same run: {ceiling_line(ceilings)}")
     return "\n".join([*lines, "", text, ""])
@@ -51,9 +57,13 @@ def ceiling_line(ceilings: Mapping[str, Any]) -> str:
 
 
 def save(what: str, found: Mapping[str, Any], page: str, folder: Path | None = None) -> Path:
-    """Write the JSON and the Markdown of a run; returns the folder (pictures go there too)."""
+    """Write the JSON and the Markdown of a run; returns the folder (pictures go there too). Whoever reads them, or
+    stops the run, finds whole files."""
     where = folder or RESULTS / slug(found["environment"])
     where.mkdir(parents=True, exist_ok=True)
-    report.write_json(where / f"{what}.json", found)
-    (where / f"{what}.md").write_text(page)
+    with tempfile.TemporaryDirectory(dir=where) as name:
+        report.write_json(Path(name, f"{what}.json"), found)
+        Path(name, f"{what}.md").write_text(page)
+        for suffix in ("json", "md"):
+            os.replace(Path(name, f"{what}.{suffix}"), where / f"{what}.{suffix}")
     return where

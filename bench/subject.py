@@ -9,6 +9,7 @@ from torch import Tensor
 
 from slowfast_kernels import freeze, models, report
 from slowfast_kernels.bench.peer_model import PlainSlowFast, trained_like
+from slowfast_kernels.models.config import ModelConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -16,6 +17,34 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def described(name: str, frames: int, crop: int, batch: int, threads: int) -> str:
     """What was measured, in words: network, clip, batch, threads."""
     return f"{name}, {frames} frames of {crop}x{crop}, batch {batch}, {report.count(threads, 'thread')}"
+
+
+def clips(config: ModelConfig, batch: int, generator: torch.Generator) -> list[Tensor]:
+    """Clips of every pathway, on the generator's device, as a decoder's pixels come out of normalisation: mean 0,
+    deviation about 1; channels_last_3d, the layout that `pack_pathways` writes."""
+    found, side = [], config.input.crop
+    for p in config.pathways:
+        shape = (batch, config.frames_of(p), side, side, config.pathway(p).in_channels)
+        found.append(torch.randn(shape, generator=generator, device=generator.device).permute(0, 4, 1, 2, 3))
+    return found
+
+
+def lateral_maps(model: Any, batch: int, generator: torch.Generator) -> list[list[Tensor]]:
+    """Maps of both pathways before each of the lateral connections, non-negative as behind a ReLU."""
+    config, found = model.config, []
+    side = config.input.crop
+    for i, strides in enumerate(((2, 2), *((s,) for s in config.pathway("slow").strides[:3]))):
+        for stride in strides:  # the stem's two, then a stage's
+            side = (side - 1) // stride + 1
+        pair = []
+        for p in ("slow", "fast"):
+            path = config.pathway(p)
+            width = path.width if i == 0 else path.out_channels(i - 1)
+            shape = (batch, config.frames_of(p), side, side, width)
+            x = torch.randn(shape, generator=generator, device=generator.device).relu_()
+            pair.append(x.permute(0, 4, 1, 2, 3))
+        found.append(pair)
+    return found
 
 
 @dataclass
@@ -54,16 +83,8 @@ class Subject:
 
     @cached_property
     def inputs(self) -> list[Tensor]:
-        """Clips as a decoder's pixels come out of normalisation: mean 0, deviation about 1; channels_last_3d,
-        the layout that `pack_pathways` writes."""
-        config = self.model.config
-        generator = torch.Generator().manual_seed(self.seed + 1)
-        clips = []
-        for p in config.pathways:
-            side = config.input.crop
-            shape = (self.batch, config.pathway(p).in_channels, config.frames_of(p), side, side)
-            clips.append(torch.randn(shape, generator=generator))
-        return [x.contiguous(memory_format=torch.channels_last_3d) for x in clips]
+        """Its `clips`."""
+        return clips(self.model.config, self.batch, torch.Generator().manual_seed(self.seed + 1))
 
     def call(self, model: Any) -> Any:
         """Our call convention: a list of clips, or the one clip."""

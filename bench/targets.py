@@ -1,35 +1,65 @@
-"""The project's speed targets, each measured against its peer in one interleaved run behind a parity check.
+"""The project's speed targets, on a CPU and on a GPU: which records each is read from, what was found, the tables.
 
-A row's ratio is the peer's median over ours (for memory, its peak over ours): larger is better, and the
-target is the least it should be. "also" shows the ratio for other forms of the peer, and of our plain op
-where the row's is the frozen form, so that nobody has to take the choice on trust.
+A ratio is the peer's median over ours (for memory, its peak over ours), both of one interleaved run and behind a
+parity check: larger is better, and the target is the least it should be. On a CPU the peer is named, and "also" shows
+the ratio for its other forms, and of our plain op where the row's is the frozen form, so that nobody has to take the
+choice on trust. On a GPU it is the fastest green peer against the fastest green form of ours; where several records fit
+(numbers of boxes, torch.compile apart) the least ratio counts.
 """
 
-import contextlib
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
-from tqdm import tqdm
-
-from slowfast_kernels import ops, report
-from slowfast_kernels.bench import frozen_parts, harness, memory, models, peers, roi_peers, torchvision_ops
-from slowfast_kernels.bench.ops import milliseconds, times_faster
-from slowfast_kernels.bench.peer_model import plain_lateral, plain_stage
-from slowfast_kernels.bench.subject import Subject, described
-from slowfast_kernels.models import configure
+from slowfast_kernels import report
+from slowfast_kernels.bench import peers
+from slowfast_kernels.bench.compare import Record, fastest
+from slowfast_kernels.bench.harness import Gate
+from slowfast_kernels.bench.roofline import fraction
+from slowfast_kernels.bench.tables import mebibytes, milliseconds, percent, times_faster
 
 HEADER = ("target", "at least", "measured", "verdict", "ours", "peer", "rounds' p20-p80", "parity")
 OURS = "ours"
 OUR_OP = "our plain op"  # the public op instead of the frozen form: another form of ours, not of the peer
+FROZEN = "frozen"
+
+#: Providers of ours that a GPU is measured with; "auto" takes the best one that there is for each call.
+PROVIDERS = ("auto", "triton", "cuda")
+
+Wanted = Callable[[Record], bool]
+
+
+def anyone(row: Record) -> bool:
+    return True
+
+
+def named(who: str) -> Wanted:
+    return lambda row: row["who"] == who
+
+
+@dataclass(frozen=True)
+class Target:
+    """A target, which records it is read from, and whom it is measured against.
+
+    least: the ratio to reach, None where there is no target. unit: of the amounts, "s" or "bytes"; "%": the ratio is a
+    fraction.
+    """
+
+    key: str
+    what: str
+    least: float | None
+    record: Wanted = anyone
+    peer: Wanted = anyone
+    mine: Wanted = anyone
+    unit: str = "s"
+    note: str = ""
 
 
 @dataclass
 class Row:
-    """One target and what was found. ratio is None behind a red parity check, target where there is none."""
+    """One target and what was found. ratio is None where it was not measured and behind a red parity check."""
 
     key: str
     what: str
@@ -43,6 +73,14 @@ class Row:
     error_limit: float | None = None
     also: dict[str, float] = field(default_factory=dict)
     note: str = ""
+    ours_who: str = ""
+    peer_who: str = ""
+    direct_floor: float | None = None  # seconds
+    dry: bool = False
+
+    @classmethod
+    def of(cls, target: Target) -> Row:
+        return cls(target.key, target.what, target.least, unit=target.unit, note=target.note)
 
     @property
     def met(self) -> bool:
@@ -50,413 +88,166 @@ class Row:
 
     @property
     def verdict(self) -> str:
+        if self.dry:
+            return "dry run"
         if self.ratio is None:
             return "not measured" if self.error is None else "parity red"
         return "no target" if self.target is None else "met" if self.met else "missed"
+
+    @property
+    def parity(self) -> str:
+        return "-" if self.error is None else str(Gate(self.error, self.error_limit or 0.0))
 
     def amount(self, value: float | None) -> str:
         """A time or a size as text."""
         if value is None:
             return "-"
-        return milliseconds(value) if self.unit == "s" else memory.mebibytes(value)
-
-    @property
-    def parity(self) -> str:
-        return "-" if self.error is None else str(harness.Gate(self.error, self.error_limit or 0.0))
+        return mebibytes(value) if self.unit == "bytes" else milliseconds(value)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "met": self.met}
+        return {**asdict(self), "met": self.met, "verdict": self.verdict}
+
+    def take(self, record: Record, mine: Record, peer: Record | None, ratio: float) -> None:
+        """Fill in two rows of a record."""
+        self.ratio, self.paired = ratio, peer.get("paired") if peer else None
+        self.ours, self.ours_who = mine["median_s"], mine["who"]
+        self.peer, self.peer_who = (peer["median_s"], peer["who"]) if peer else (None, "")
+        self.error, self.error_limit = mine["error"], mine["error_limit"]
+        self.direct_floor = record.get("direct_floor_s")
 
 
-@dataclass
-class Setting:
-    """What all rows share."""
-
-    threads: int
-    rounds: int = 15
-    progress: bool = True
-    model: str = "slowfast_8x8_r50"
-    crop: int | None = None
-
-
-def row_of(
-    row: Row,
-    runs: Mapping[str, Callable[[], Any]],
-    peer: str,
-    setting: Setting,
-    *,
-    limit: float = harness.FP32_LIMIT,
-    rounds: int | None = None,
-) -> Row:
-    """Check ours against the peer, time everything interleaved, fill the row."""
-    expected = runs[peer]()
-    check = harness.gate(runs[OURS](), expected, limit)
-    row.error, row.error_limit = check.error, check.limit
-    compared = harness.interleaved(
-        runs, rounds=rounds or setting.rounds, warmup=1, label=row.key, progress=setting.progress
-    )
-    others = {n: harness.relative_l2(runs[n](), expected) <= limit for n in runs if n not in (OURS, peer)}
-    return _fill(row, compared, OURS, peer, check.green, {n for n, ok in others.items() if ok})
-
-
-def _fill(row: Row, compared: harness.Comparison, ours: str, peer: str, green: bool, others: set[str]) -> Row:
-    row.ours, row.peer = compared.timings[ours].median, compared.timings[peer].median
-    if green:
-        row.ratio, row.paired = compared.ratio(ours, peer), compared.paired(ours, peer)
-        for name in sorted(others):
-            row.also[name] = compared.ratio(name, peer) if name == OUR_OP else compared.ratio(ours, name)
+def read(target: Target, records: Iterable[Record]) -> Row:
+    """A target's row: the least ratio of all records that fit."""
+    row, red, absent = Row.of(target), "", ""
+    for record in filter(target.record, records):
+        own = [r for r in record["rows"] if r["ours"] and target.mine(r)]
+        mine = fastest(own)
+        peer = fastest([r for r in record["rows"] if not r["ours"]], target.peer)
+        if mine is None and own:
+            red = ", ".join(f"{r['who']} {r['error']:.1e}" for r in own)
+            if row.ratio is None:
+                row.error, row.error_limit = own[0]["error"], own[0]["error_limit"]
+        elif mine is None or peer is None:
+            absent = absent or _reasons(record, target, peer)
+        else:
+            ratio = peer["median_s"] / mine["median_s"]
+            if row.ratio is None or ratio < row.ratio:
+                row.take(record, mine, peer, ratio)
+                row.also = _also(record, mine, peer)
+    if red:
+        row.note = f"parity red: {red}"
+    elif row.ratio is None and absent:
+        row.note = absent
     return row
 
 
-# --- whole models ------------------------------------------------------------------------------------------
-
-
-def model_rows(subject: Subject, setting: Setting) -> list[Row]:
-    """The three rows of whole models: every contender of both precisions in one interleaved run."""
-    rows = {
-        "eager_cl3d": Row("fp32", "fp32, against torch eager channels_last_3d", 1.5),
-        "openvino": Row("openvino", "fp32, against OpenVINO fp32", 0.95),
-        "autocast_cl3d": Row("bf16", "bf16, against torch autocast channels_last_3d", 1.3),
-    }
-    show = models.announce(setting.progress)
-    runs: dict[str, Callable[[], Any]] = {}
-    missing: dict[str, str] = {}
-    wanted = {
-        "fp32": ["eager_cl3d", "eager_cl3d_folded", "openvino"],
-        "bf16": ["autocast_cl3d", "autocast_cl3d_folded", "openvino"],
-    }
-    for dtype, names in wanted.items():
-        chosen = [peers.PEERS[n] for n in names]
-        made, lost = models.contenders(
-            subject, dtype, chosen, setting.threads, reference=False, progress=show
-        )
-        runs.update({f"{name} {dtype}": run for name, run in made.items()})
-        missing.update({f"{name} {dtype}": reason for name, reason in lost.items()})
-    outputs = {name: run() for name, run in runs.items()}
-    exact = outputs["eager_cl3d fp32"]
-    compared = harness.interleaved(
-        runs, rounds=setting.rounds, warmup=1, label="models", progress=setting.progress
-    )
-    for name, row in rows.items():
-        dtype = "bf16" if row.key == "bf16" else "fp32"
-        ours, peer = f"{models.OURS} {dtype}", f"{name} {dtype}"
-        if peer not in runs:
-            row.note = missing[peer]
-            continue
-        if dtype == "fp32":
-            check = harness.gate(outputs[ours], outputs[peer])
-        else:
-            check = harness.gate_low_precision(outputs[ours], outputs[peer], exact)
-            row.note = "parity: distance from fp32, at most twice the peer's"
-        row.error, row.error_limit = check.error, check.limit
-        others = {n for n in runs if n.endswith(dtype) and n not in (ours, peer)}
-        _fill(row, compared, ours, peer, check.green, others)
-    return list(rows.values())
-
-
-# --- parts of the network ----------------------------------------------------------------------------------
-
-
-def _module_run(modules: Sequence[Any], inputs: Sequence[Sequence[Tensor]]) -> Callable[[], Any]:
-    def run() -> Any:
-        with torch.inference_mode():
-            return [module(*x) for module, x in zip(modules, inputs, strict=True)]
-
-    return run
-
-
-#: Torch forms of a part of the network: name, batch norms folded, channels_last_3d memory.
-FORMS = (("eager_cl3d", False, True), ("eager_cl3d_folded", True, True), ("eager", False, False))
-
-
-def _formats(modules: Sequence[Any], last: bool) -> list[Any]:
-    kind = torch.channels_last_3d if last else torch.contiguous_format
-    return [m.to(memory_format=kind) for m in modules]
-
-
-def fast_stages_row(subject: Subject, setting: Setting) -> Row:
-    """Fast pathway's res2 and res3, on what its stem hands them."""
-    row = Row(
-        "fast stages",
-        "Fast pathway res2 and res3 stages, fp32, against torch eager channels_last_3d",
-        4.0,
-        note="ours: as in a frozen model, weights packed before",
-    )
-    model = subject.model
-    stages = [model.res2["fast"], model.res3["fast"]]
-    with torch.inference_mode():
-        x = model.stem["fast"](subject.inputs[1]).clone(memory_format=torch.channels_last_3d)
-    runs: dict[str, Callable[[], Any]] = {
-        OURS: frozen_parts.stages([block for stage in stages for block in stage], x, torch.float32),
-        OUR_OP: _module_run([torch.nn.Sequential(*stages)], [[x]]),
-    }
-    for name, fold, last in FORMS:
-        net = torch.nn.Sequential(*(plain_stage(stage, fold) for stage in stages))
-        source = x if last else x.contiguous()
-        runs[name] = _module_run(_formats([net], last), [[source]])
-    return row_of(row, runs, "eager_cl3d", setting)
-
-
-def lateral_row(subject: Subject, setting: Setting) -> Row:
-    """The four lateral connections with their concatenation, on maps of the network's sizes."""
-    row = Row(
-        "lateral",
-        "lateral fusion (four, with the concat), fp32, against torch eager",
-        3.0,
-        note="ours: as in a frozen model, where the Slow tensor already lies in the fused buffer; our plain "
-        "op (ops.lateral_fusion) copies it there and packs the weights at every call",
-    )
-    model = subject.model
-    config = model.config
-    generator = torch.Generator().manual_seed(3)
-    pairs, side = [], config.input.crop // 4
-    for i, part in enumerate(model.lateral):
-        if i > 1:
-            side = (side - 1) // 2 + 1
-        frames = {p: config.frames_of(p) for p in ("slow", "fast")}
-        widths = {
-            p: config.pathway(p).width if i == 0 else config.pathway(p).out_channels(i - 1) for p in frames
-        }
-        assert part.conv.in_channels == widths["fast"]
-        pair = [
-            torch.randn(subject.batch, widths[p], frames[p], side, side, generator=generator).relu()
-            for p in ("slow", "fast")
-        ]
-        pairs.append([x.contiguous(memory_format=torch.channels_last_3d) for x in pair])
-    runs: dict[str, Callable[[], Any]] = {
-        OURS: frozen_parts.laterals(model.lateral, [(s, f) for s, f in pairs], torch.float32),
-        OUR_OP: _module_run(list(model.lateral), pairs),
-    }
-    for name, fold, last in FORMS:
-        nets = _formats([plain_lateral(part, fold) for part in model.lateral], last)
-        inputs = pairs if last else [[x.contiguous() for x in pair] for pair in pairs]
-        runs[name] = _module_run(nets, inputs)
-    return row_of(row, runs, "eager_cl3d", setting)
-
-
-# --- input and detection head ------------------------------------------------------------------------------
-
-
-def torch_pack(
-    frames: Tensor, alpha: int, mean: Sequence[float], std: Sequence[float]
-) -> tuple[Tensor, Tensor]:
-    """Normalise and split as SlowFast training code does, step by step."""
-    x = frames.float() / 255.0
-    x = (x - torch.tensor(mean)) / torch.tensor(std)
-    fast = x.permute(0, 4, 1, 2, 3)
-    index = torch.linspace(0, frames.shape[1] - 1, frames.shape[1] // alpha).long()
-    return fast.index_select(2, index), fast
-
-
-def torch_pack_in_place(
-    frames: Tensor, alpha: int, mean: Sequence[float], std: Sequence[float]
-) -> tuple[Tensor, Tensor]:
-    """The same with the constants put together and no temporaries."""
-    scale = 1 / (255 * torch.tensor(std))
-    x = frames.to(torch.float32).mul_(scale).sub_(torch.tensor(mean) / torch.tensor(std))
-    fast = x.permute(0, 4, 1, 2, 3)
-    index = torch.linspace(0, frames.shape[1] - 1, frames.shape[1] // alpha).long()
-    return fast.index_select(2, index), fast
-
-
-def pack_row(setting: Setting, frames: int = 32, side: int = 256) -> Row:
-    """uint8 frames to the clips of both pathways."""
-    row = Row("pack", f"pack_pathways on {frames} frames of {side}x{side}, against the torch expression", 4.0)
-    pixels = torch.randint(
-        0, 256, (1, frames, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(4)
-    )
-    mean, std = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
-    runs = {
-        OURS: lambda: ops.pack_pathways(pixels, 4, mean, std),
-        "torch": lambda: torch_pack(pixels, 4, mean, std),
-        "torch in place": lambda: torch_pack_in_place(pixels, 4, mean, std),
-    }
-    return row_of(row, runs, "torch", setting)
-
-
-def boxes(count: int, height: int, width: int, seed: int = 5) -> Tensor:
-    """[count, 5]: people-sized boxes (a fifth to four fifths of the height, upright) in a height x width
-    frame."""
-    generator = torch.Generator().manual_seed(seed)
-    u = torch.rand(count, 4, generator=generator)
-    h = (0.2 + 0.6 * u[:, 0]) * height
-    w = (0.3 + 0.4 * u[:, 1]) * h
-    x, y = u[:, 2] * (width - w), u[:, 3] * (height - h)
-    return torch.stack([torch.zeros(count), x, y, x + w, y + h], dim=1)
-
-
-#: The head around each RoIAlign: key, what the row says, the align; the first is the one everybody has.
-ALIGNS: dict[str, tuple[str, roi_peers.Align]] = {
-    "torchvision": ("mean, torchvision's compiled RoIAlign, max", roi_peers.align_torchvision),
-    "vectorised": ("mean, RoIAlign in vectorised torch, max", roi_peers.align_vectorised),
-}
-
-
-#: Torch's mean of both pathways over the frames, which every composition begins with.
-MEAN = "mean over frames"
-
-
-def roi_rows(setting: Setting, counts: Sequence[int] = (1, 8, 64), small: bool = False) -> list[Row]:
-    """roi_head_pool at AVA's shapes against torch compositions: a row each, the worst number of boxes in it.
-
-    The compositions get their maps in NCDHW memory, where torch's mean over frames is ten times faster. All numbers of
-    boxes are in "also"; so are maps in channels_last_3d memory, as a channels-last network hands them over, and the
-    peer without its mean over frames: RoIAlign and the maximum alone."""
-    generator = torch.Generator().manual_seed(6)
-    cs, cf, h, w = (64, 8, 5, 7) if small else (2048, 256, 16, 29)
-    plain = [torch.randn(1, c, t, h, w, generator=generator).relu() for c, t in ((cs, 8), (cf, 32))]
-    last = [peers.channels_last(x) for x in plain]
-    where = f"roi_head_pool, AVA shapes, {counts[0]} to {counts[-1]} boxes"
-    found = {key: Row(f"roi {key}", f"{where}, against {text}", 4.0) for key, (text, _) in ALIGNS.items()}
-    try:
-        torchvision_ops.load()
-    except peers.Unavailable as error:
-        found["torchvision"].note = str(error)
-    there = [key for key, row in found.items() if not row.note]
-    for count in counts:
-        rois = boxes(count, 16 * h, 16 * w)
-
-        def head(align: roi_peers.Align, maps: Sequence[Tensor], rois: Tensor = rois) -> Callable[[], Any]:
-            return _inference(lambda: roi_peers.head_pool(align, maps[0], maps[1], rois))
-
-        runs = {
-            OURS: _inference(functools.partial(ops.roi_head_pool, last[0], last[1], rois)),
-            MEAN: _inference(lambda: [x.mean(dim=2) for x in plain]),
-        }
-        for key in there:
-            runs[key] = head(ALIGNS[key][1], plain)
-            runs[f"{key}, channels_last_3d maps"] = head(ALIGNS[key][1], last)
-        runs["vectorised, as two products"] = head(roi_peers.align_matmul, plain)
-        _roi_fill({key: found[key] for key in there}, runs, count, setting)
-    return list(found.values())
-
-
-def _inference(call: Callable[[], Any]) -> Callable[[], Any]:
-    return torch.inference_mode()(call)
-
-
-def _roi_fill(
-    found: Mapping[str, Row], runs: Mapping[str, Callable[[], Any]], count: int, setting: Setting
-) -> None:
-    """Time all forms for one number of boxes in one interleaved run and fill the rows."""
-    expected = runs["vectorised"]()
-    errors = {name: harness.relative_l2(run(), expected) for name, run in runs.items() if name != MEAN}
-    compared = harness.interleaved(
-        runs, rounds=setting.rounds, warmup=1, label=f"roi {count}", progress=setting.progress
-    )
-    for key, row in found.items():
-        answer = harness.gate(runs[OURS](), runs[key]())
-        one = Row("", "", None, error=answer.error, error_limit=answer.limit)
-        _fill(one, compared, OURS, key, answer.green, set())
-        if one.ratio is not None:
-            rest = compared.timings[key].median - compared.timings[MEAN].median
-            one.also["without torch's mean"] = rest / compared.timings[OURS].median
-            forms = [n for n in runs if n.startswith(f"{key}, ") and errors[n] <= answer.limit]
-            one.also |= {n.removeprefix(f"{key}, "): compared.ratio(OURS, n) for n in forms}
-        _worst(row, one, "1 box" if count == 1 else f"{count} boxes")
-
-
-def _worst(total: Row, one: Row, count: str) -> None:
-    """Keep the least ratio of the numbers of boxes in the row; a red check of any of them stays."""
-    for name, ratio in {
-        count: one.ratio,
-        **{f"{count} {n}": r for n, r in one.also.items()},
-    }.items():
-        if ratio is not None:
-            total.also[name] = ratio
-    red = total.error is not None and total.ratio is None
-    if not red and (total.ratio is None or one.ratio is None or one.ratio < total.ratio):
-        for key in ("ratio", "ours", "peer", "paired", "error", "error_limit"):
-            setattr(total, key, getattr(one, key))
-
-
-# --- memory ------------------------------------------------------------------------------------------------
-
-
-def memory_rows(setting: Setting) -> list[Row]:
-    """Peak resident memory of inference, in processes of their own (see ``memory``), told both ways."""
-    where = "peak resident memory of inference above the weights"
-    rows = {
-        "peak": Row(
-            "memory",
-            f"{where} as each side holds them, against eager (fp32)",
-            2.0,
-            unit="bytes",
-            note="VmHWM minus what was resident once the model was loaded",
-        ),
-        "strict": Row(
-            "memory strict",
-            f"{where} in their plain size, against eager (fp32)",
-            None,
-            unit="bytes",
-            note="packed and transformed copies of weights count: VmHWM minus what was resident before the model and "
-            "minus the weights' plain size",
-        ),
-    }
-    result = memory.measure(
-        setting.model,
-        "fp32",
-        who=(memory.OURS, "eager_cl3d", "eager"),
-        threads=setting.threads,
-        crop=setting.crop,
-    )
-    found = {r["who"]: r for r in result["rows"]}
-    ours, peer, other = (found.get(who) for who in (memory.OURS, "eager_cl3d", "eager"))
-    for kind, row in rows.items():
-        if ours and peer:
-            row.ours, row.peer = ours[f"{kind}_bytes"], peer[f"{kind}_bytes"]
-            row.ratio = peer[f"{kind}_to_ours"]
-            if other and other[f"{kind}_to_ours"] is not None:
-                row.also["eager (NCDHW)"] = other[f"{kind}_to_ours"]
-        else:
-            row.note = "; ".join(f"{n}: {reason}" for n, reason in result["missing"].items())
-    return list(rows.values())
-
-
-# --- all ---------------------------------------------------------------------------------------------------
-
-GROUPS = ("models", "fast", "lateral", "pack", "roi", "memory")
-
-
-def measure(setting: Setting, groups: Sequence[str] = GROUPS) -> list[Row]:
-    """Every target's row, in the order of the project's list."""
-    subject = Subject(setting.model, crop=setting.crop)
-    tasks: dict[str, Callable[[], list[Row]]] = {
-        "models": lambda: model_rows(subject, setting),
-        "fast": lambda: [fast_stages_row(subject, setting)],
-        "lateral": lambda: [lateral_row(subject, setting)],
-        "pack": lambda: [pack_row(setting)],
-        "roi": lambda: roi_rows(setting),
-        "memory": lambda: memory_rows(setting),
-    }
-    found: list[Row] = []
-    with _bar(len(groups), setting.progress) as step:
-        for group in GROUPS:
-            if group in groups:
-                found += tasks[group]()
-                step(group)
+def _also(record: Record, mine: Record, peer: Record) -> dict[str, float]:
+    """Ratios of ours to the other green peers, and of our plain op to this one."""
+    found = {}
+    for row in sorted(record["rows"], key=lambda r: str(r["who"])):
+        if row["green"] and row["who"] == OUR_OP:
+            found[OUR_OP] = peer["median_s"] / row["median_s"]
+        elif row["green"] and row not in (mine, peer) and not row["ours"]:
+            found[row["who"]] = row["median_s"] / mine["median_s"]
     return found
 
 
-@contextlib.contextmanager
-def _bar(total: int, show: bool) -> Iterator[Callable[[str], None]]:
-    with tqdm(total=total, desc="targets", disable=not show, leave=False) as bar:
+def _reasons(record: Record, target: Target, peer: Record | None) -> str:
+    """Why there is nothing to compare: a side is missing, or a peer's output does not agree."""
+    if peer is not None:
+        return "; ".join(f"{who}: {why}" for who, why in record["missing"].items() if who == OURS)
+    found = []
+    for who, reason in record["missing"].items():
+        if target.peer({"who": who, "graph": True}) and who not in PROVIDERS:
+            found.append(f"{who}: {reason}")
+    red = [r for r in record["rows"] if not r["ours"] and not r["green"] and target.peer(r)]
+    found += [f"{r['who']}: its own error is {r['error']:.1e}" for r in red]
+    return "no peer: " + ("; ".join(found) or "none fits")
 
-        def step(name: str) -> None:
-            bar.set_postfix_str(name)
-            bar.update()
 
-        yield step
+# --- a GPU's -----------------------------------------------------------------------------------------------
+
+#: Targets that torch.compile is a peer of.
+WITH_COMPILE = ("model 8", "model 32", "latency")
 
 
-def network_of(setting: Setting) -> str:
-    """What was measured, in words: network, size, batch, threads."""
-    size = configure(setting.model).input
-    return described(setting.model, size.frames, setting.crop or size.crop, 1, setting.threads)
+def gpu_targets(batch: int = 8) -> list[Target]:
+    """The targets read from records, those of parts of the network at this batch."""
+
+    def at(name: str, batch: int = batch) -> Wanted:
+        return lambda r: (r["what"], r["dtype"], r["batch"]) == (name, "bf16", batch)
+
+    def roi(kind: str) -> Wanted:
+        return lambda r: r["what"].startswith(f"roi_head_pool {kind}") and r["dtype"] == "bf16"
+
+    def graph(row: Record) -> bool:
+        return bool(row["graph"])
+
+    eager, torchvision = named(peers.EAGER), named("torchvision")
+    return [
+        Target("model 8", "whole model, batch 8", 1.5, at("model", 8)),
+        Target("model 32", "whole model, batch 32", 1.5, at("model", 32)),
+        Target("latency", "whole model, batch 1, graph against graph", 1.5, at("model", 1), graph),
+        Target("eager", "whole model against eager channels_last_3d, batch 8", 3.0, at("model", 8), eager),
+        Target("fast stem", "Fast stem + pool", 3.0, at("fast stem")),
+        Target("slow stem", "Slow stem + pool", 2.0, at("slow stem")),
+        Target("laterals", "four laterals with concat", 3.0, at("laterals")),
+        Target("fast blocks", "Fast blocks", 2.0, at("fast blocks")),
+        Target("slow res2", "Slow res2", 1.6, at("slow res2")),
+        Target("roi forward", "roi_head_pool forward against torchvision", 3.0, roi("forward"), torchvision),
+        Target(
+            "roi backward", "roi_head_pool backward against torchvision", 5.0, roi("backward"), torchvision
+        ),
+    ]
+
+
+def gpu_rows(
+    records: Iterable[Record], ceilings: Mapping[str, float], dry: bool, batch: int = 8
+) -> list[Row]:
+    """Every GPU target with what was found."""
+    records, found = list(records), []
+    for target in gpu_targets(batch):
+        row = read(target, records)
+        row.also = {}  # the peer is the best one already
+        if row.ratio is not None and not row.note:
+            absent = _absent(target, records)
+            row.note = f"without {', '.join(absent)}" if absent else ""
+        found.append(row)
+    found.append(_pack(records, ceilings))
+    for row in found:
+        row.dry = dry
+    return found
+
+
+def _absent(target: Target, records: Sequence[Record]) -> list[str]:
+    """Peers that the target is about and that no record of it has: the best one may be among them."""
+    fitting = [r for r in records if target.record(r)]
+    there = {row["who"] for r in fitting for row in r["rows"]}
+    names = [who for r in fitting for who in r["missing"] if who not in (*PROVIDERS, FROZEN)]
+    if target.key in WITH_COMPILE:
+        names += peers.MODES
+    return [w for w in dict.fromkeys(names) if w not in there and target.peer({"who": w, "graph": True})]
+
+
+def _pack(records: Sequence[Record], ceilings: Mapping[str, float]) -> Row:
+    """pack_pathways as a fraction of the copy bandwidth measured in the same run, at the largest batch."""
+    row = Row("pack", "pack_pathways, of copy bandwidth", 0.9, unit="%")
+    copy = ceilings.get("copy_gbs")
+    fitting = [r for r in records if r["what"] == "pack_pathways view" and r["dtype"] == "bf16"]
+    for record in sorted(fitting, key=lambda r: r["batch"]):
+        mine = fastest([r for r in record["rows"] if r["ours"]])
+        if mine is not None and copy:
+            peer = fastest([r for r in record["rows"] if not r["ours"]])
+            row.take(record, mine, peer, record["bytes"] / mine["median_s"] / 1e9 / copy)
+            row.ours_who += f", batch {record['batch']}"
+    return row
+
+
+# --- tables --------------------------------------------------------------------------------------------------
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as text; what each is, and its notes, below."""
+    """The rows of a CPU as text; what each is, and its notes, below."""
     lines = [
         (
             row.key,
@@ -470,27 +261,39 @@ def table(rows: Sequence[Row]) -> str:
         )
         for row in rows
     ]
-    return "\n".join([report.table(lines, HEADER), "", *report.wrapped(_notes(rows))])
+    return "\n".join([report.table(lines, HEADER), "", *report.wrapped(map(_told, rows))])
 
 
 def markdown(rows: Sequence[Row], network: str) -> str:
-    """The rows as a Markdown table, as the README shows it, and the notes."""
+    """The rows of a CPU as a Markdown table, as the README shows it, and the notes."""
     lines = [f"| {network} | ours | peer | ratio | parity |", "|---|---:|---:|---:|---:|"]
     for row in rows:
         ratio = f"**{row.ratio:.2g}x**" if row.ratio is not None else row.verdict
         lines.append(
             f"| {row.what} | {row.amount(row.ours)} | {row.amount(row.peer)} | {ratio} | {row.parity} |"
         )
-    return "\n".join([*lines, "", *(f"- {note}" for note in _notes(rows))])
+    return "\n".join([*lines, "", *(f"- {_told(row)}" for row in rows)])
 
 
-def _notes(rows: Sequence[Row]) -> list[str]:
-    found = []
+def _told(row: Row) -> str:
+    also = ", ".join(f"{name} {ratio:.2f}x" for name, ratio in row.also.items())
+    parts = (f"{row.key}: {row.what}", f"also {also}" if also else "", row.note)
+    return "; ".join(text for text in parts if text)
+
+
+def gpu_table(rows: Sequence[Row]) -> list[str]:
+    """The rows of a GPU as a Markdown table."""
+    found = [
+        "| target | at least | measured | verdict | ours | best peer | direct floor | of direct floor | parity error |",
+        "|---|---:|---:|---|---|---|---:|---:|---:|",
+    ]
     for row in rows:
-        also = ", ".join(f"{name} {ratio:.2f}x" for name, ratio in row.also.items())
-        found.append(
-            "; ".join(
-                text for text in (f"{row.key}: {row.what}", f"also {also}" if also else "", row.note) if text
-            )
-        )
+        show = percent if row.unit == "%" else times_faster
+        sides = ((row.ours, row.ours_who), (row.peer, row.peer_who))
+        ours, peer = ("-" if time is None else f"{milliseconds(time)} ({who})" for time, who in sides)
+        verdict = row.verdict + (f" ({row.note})" if row.note else "")
+        least = "-" if row.direct_floor is None else milliseconds(row.direct_floor)
+        part = percent(fraction(row.direct_floor, row.ours)) if row.ours else "-"
+        cells = (row.what, show(row.target), show(row.ratio), verdict, ours, peer, least, part, row.parity)
+        found.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
     return found

@@ -3,6 +3,8 @@
 pytest bench/test_bench_ops.py --benchmark-only -k "bottleneck3d and fast"
 """
 
+from typing import Any
+
 import pytest
 
 from slowfast_kernels.bench import registry
@@ -10,7 +12,7 @@ from slowfast_kernels.bench import registry
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("entry", registry.entries(), ids=lambda entry: entry.name)
-def test_op(benchmark, entry: registry.Entry, dtype: str) -> None:
+def test_op(benchmark: Any, entry: registry.Entry, dtype: str) -> None:
     """Times each call on the provider that is chosen by default."""
     entry = registry.Entry(entry.op, entry.case, dtype)
     args, kwargs = entry.arguments()

@@ -7,6 +7,8 @@ not written and a crash are.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import os
 import re
@@ -24,9 +26,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from slowfast_kernels import backends, ops, testing
-from slowfast_kernels.bench import harness, registry
-from slowfast_kernels.bench.gpu.machine import Machine, first_line, moved
-from slowfast_kernels.bench.gpu.measure import DeviceLost, Item
+from slowfast_kernels.bench import registry, store
+from slowfast_kernels.bench.compare import DeviceLost
+from slowfast_kernels.bench.gpu.items import Item
+from slowfast_kernels.bench.gpu.machine import GpuMachine, machine_for, moved
+from slowfast_kernels.bench.harness import Setting, first_line
 from slowfast_kernels.ops._cases import Args, Case, cases_of, op_names
 
 PROVIDERS = ("triton", "cuda")
@@ -46,7 +50,7 @@ SLOW_TO_INTERPRET = ("roi_align3d", "pool_concat_head")
 Verdict = dict[str, Any]
 
 
-def items(machine: Machine) -> list[Item]:
+def items(machine: GpuMachine) -> list[Item]:
     """The GPU tests, the sanitizer, one item for each op, provider and kind of numbers."""
     setting = machine.setting
     torch.backends.cudnn.benchmark = False  # hundreds of shapes, each computed once
@@ -61,19 +65,23 @@ def items(machine: Machine) -> list[Item]:
             found.append(
                 Item(
                     " ".join([op, provider, *(() if machine.dry else dtypes)]),
-                    lambda op=op, p=provider, d=dtypes: [check_op(machine, op, p, _cases(machine, op), d)],  # type: ignore[misc]
+                    functools.partial(_checked, machine, op, provider, dtypes),
                 )
             )
     return found
 
 
+def _checked(machine: GpuMachine, op: str, provider: str, dtypes: Sequence[str]) -> list[Verdict]:
+    return [check_op(machine, op, provider, _cases(machine, op), dtypes)]
+
+
 def _ops(pattern: str | None) -> list[str]:
-    return [name for name in op_names() if registry._matches(name, pattern)]
+    return [name for name in op_names() if registry.matches(name, pattern)]
 
 
-def _cases(machine: Machine, op: str) -> list[Case]:
+def _cases(machine: GpuMachine, op: str) -> list[Case]:
     """All calls; with a limit the smallest edge cases and real ones, as many of each."""
-    cases = [c for c in cases_of(op) if registry._matches(c.name, machine.setting.case)]
+    cases = [c for c in cases_of(op) if registry.matches(c.name, machine.setting.case)]
     limit = machine.setting.limit
     if not limit:
         return cases
@@ -94,7 +102,7 @@ def _cases(machine: Machine, op: str) -> list[Case]:
 
 
 def check_op(
-    machine: Machine,
+    machine: GpuMachine,
     op: str,
     provider: str,
     cases: Sequence[Case],
@@ -112,7 +120,7 @@ def check_op(
             continue
         exact: Any = None
         for dtype in dtypes:
-            args = machine.small(case)(dtype)
+            args = machine.small(case, dtype)
             if dtype != "tf32" or exact is None:  # the exact answer to TF32 is float32's
                 with backends.use_backend("reference"), torch.no_grad():
                     exact = _call(op, testing.to_float64(args))
@@ -121,7 +129,19 @@ def check_op(
             if dtype not in BOUNDS:
                 with backends.use_backend("reference"), torch.no_grad():
                     peer = _call(op, args)
-            _check_call(machine, op, provider, case, dtype, args, exact, peer, record)
+            what = f"{case.name}, {dtype}"
+            with _noted(machine, record, what):
+                with (
+                    machine.arithmetic(dtype),
+                    backends.use_backend(provider),
+                    testing.poisoned_memory(),
+                    torch.no_grad(),
+                ):
+                    got = _call(op, args)
+                machine.synchronize()
+                _check_values(got, exact, peer, dtype, what)
+                worst = testing.relative_l2(got, exact)
+                record["worst"][dtype] = max(worst, record["worst"].get(dtype, 0.0))
     if op in DIFFERENTIABLE:
         _check_gradient(machine, op, provider, cases, record, [d for d in GRADIENTS if d in dtypes])
     return record
@@ -139,45 +159,23 @@ def _call(op: str, call: Args) -> list[Tensor]:
     return [out] if isinstance(out, Tensor) else list(out)
 
 
-def _check_call(
-    machine: Machine,
-    op: str,
-    provider: str,
-    case: Case,
-    dtype: str,
-    args: Args,
-    exact: list[Tensor],
-    peer: list[Tensor],
-    record: Verdict,
-) -> None:
-    what = f"{case.name}, {dtype}"
+@contextlib.contextmanager
+def _noted(machine: GpuMachine, record: Verdict, what: str) -> Iterator[None]:
+    """A check on poisoned memory; the record says how it ended."""
     machine.poison()
     try:
-        with (
-            machine.arithmetic(dtype),
-            backends.use_backend(provider),
-            testing.poisoned_memory(),
-            torch.no_grad(),
-        ):
-            got = _call(op, args)
-        machine.synchronize()
+        yield
     except Exception as error:  # a kernel that does not compile raises whatever its compiler raises
         if not machine.alive():
-            raise DeviceLost(f"{op} {provider}, {what}: {first_line(error)}") from error
+            raise DeviceLost(f"{record['what']}, {what}: {first_line(error)}") from error
         if isinstance(error, RuntimeError) and "cannot run here" in str(error):
-            reasons: list[str] = record["refused"].setdefault(_refusal(error), [])
-            reasons.append(what)
+            record["refused"].setdefault(_refusal(error), []).append(what)
+        elif isinstance(error, AssertionError):
+            record["failures"].append(first_line(error))
         else:
             record["failures"].append(f"{what}: {type(error).__name__}: {first_line(error)}")
-        return
-    try:
-        _check_values(got, exact, peer, dtype, what)
-    except AssertionError as error:
-        record["failures"].append(first_line(error))
-        return
-    record["passed"] += 1
-    worst = max((testing.relative_l2(g, e) for g, e in zip(got, exact, strict=True)), default=0.0)
-    record["worst"][dtype] = max(worst, record["worst"].get(dtype, 0.0))
+    else:
+        record["passed"] += 1
 
 
 def _refusal(error: RuntimeError) -> str:
@@ -200,7 +198,7 @@ def _check_values(got: list[Tensor], exact: list[Tensor], peer: list[Tensor], dt
 
 
 def _check_gradient(
-    machine: Machine, op: str, provider: str, cases: Sequence[Case], record: Verdict, dtypes: Sequence[str]
+    machine: GpuMachine, op: str, provider: str, cases: Sequence[Case], record: Verdict, dtypes: Sequence[str]
 ) -> None:
     """Gradients of the feature maps against float64, and the same bits twice."""
     for case in [c for c in cases if c.real][:2] + [c for c in cases if c.edge][:2]:
@@ -208,26 +206,16 @@ def _check_gradient(
             if machine.item_late():
                 record["not_reached"] += 1
                 continue
-            bound, what = GRADIENTS[dtype], f"{case.name}, gradient, {dtype}"
-            args = machine.small(case)(dtype)
+            what = f"{case.name}, gradient, {dtype}"
+            args = machine.small(case, dtype)
             wide = _gradients(op, testing.to_float64(args), "reference")
-            machine.poison()
-            try:
+            with _noted(machine, record, what):
                 with machine.arithmetic(dtype), testing.poisoned_memory():
                     got, again = (_gradients(op, args, provider) for _ in range(2))
                 machine.synchronize()
                 for g, h, e in zip(got, again, wide, strict=True):
-                    testing.assert_gradient(g, e, bound, what=what)
+                    testing.assert_gradient(g, e, GRADIENTS[dtype], what=what)
                     assert torch.equal(g, h), f"{what}: not the same bits twice"
-            except Exception as error:
-                if not machine.alive():
-                    raise DeviceLost(f"{op} {provider}, {what}: {first_line(error)}") from error
-                if isinstance(error, RuntimeError) and "cannot run here" in str(error):
-                    record["refused"].setdefault(_refusal(error), []).append(what)
-                else:
-                    record["failures"].append(f"{what}: {first_line(error)}")
-                continue
-            record["passed"] += 1
 
 
 def _gradients(op: str, call: Args, provider: str) -> list[Tensor]:
@@ -244,10 +232,10 @@ def _gradients(op: str, call: Args, provider: str) -> list[Tensor]:
 # --- pytest and compute-sanitizer ----------------------------------------------------------------------------
 
 
-def run_pytest(machine: Machine) -> Verdict:
+def run_pytest(machine: GpuMachine) -> Verdict:
     """The tests marked ``gpu``, in a process of their own, as far as the part's time allows."""
     record: Verdict = {"what": "pytest -m gpu", "passed": 0, "failures": [], "missing": None}
-    root = Path(harness.__file__).resolve().parents[1]
+    root = store.ROOT
     tests = root / machine.setting.tests
     try:
         import pytest  # noqa: F401
@@ -279,7 +267,7 @@ def run_pytest(machine: Machine) -> Verdict:
     return record
 
 
-def _time_for(machine: Machine) -> float:
+def _time_for(machine: GpuMachine) -> float:
     """Seconds that a process of its own may take: what the part has left, less what it takes to say so."""
     return max(10.0, min(300.0, machine.deadline - time.monotonic() - 2))
 
@@ -303,7 +291,7 @@ def _output(command: Sequence[str], seconds: float, log: Path, **more: Any) -> t
     return code, log.read_text(errors="replace")
 
 
-def run_sanitizer(machine: Machine) -> Verdict:
+def run_sanitizer(machine: GpuMachine) -> Verdict:
     """compute-sanitizer's memcheck over the smallest call of every op, each tensor in memory of its own."""
     record: Verdict = {"what": "compute-sanitizer", "passed": 0, "failures": [], "missing": None}
     homes = [Path(h) / "bin" for h in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if h]
@@ -341,7 +329,7 @@ def _reports(text: str) -> Iterator[str]:
             yield line.strip("= ")
 
 
-def small_calls(machine: Machine) -> int:
+def small_calls(machine: GpuMachine) -> int:
     """What the sanitizer watches: the smallest edge call of every op in bf16, on every GPU provider."""
     for op in op_names():
         cases = [c for c in cases_of(op) if c.edge and not c.name.startswith(("batch 0", "no box"))]
@@ -369,6 +357,4 @@ def small_calls(machine: Machine) -> int:
 
 
 if __name__ == "__main__":
-    from slowfast_kernels.bench.gpu.machine import Setting
-
-    sys.exit(small_calls(Machine(Setting(dry="--dry-run" in sys.argv))))
+    sys.exit(small_calls(machine_for(Setting(dry="--dry-run" in sys.argv))))

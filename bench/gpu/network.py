@@ -16,12 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from slowfast_kernels import backends, freeze, ops
-from slowfast_kernels.bench import peer_model
-from slowfast_kernels.bench.gpu import kernels, peers
-from slowfast_kernels.bench.gpu.machine import DTYPES, Contender, Machine, Replayed, detached
-from slowfast_kernels.bench.gpu.measure import PROVIDERS, Builder, Item, compare
-from slowfast_kernels.bench.gpu.single import module_run
-from slowfast_kernels.bench.subject import Subject
+from slowfast_kernels.bench import peer_model, peers
+from slowfast_kernels.bench.compare import Builder, compare
+from slowfast_kernels.bench.gpu import kernels
+from slowfast_kernels.bench.gpu.items import Item
+from slowfast_kernels.bench.gpu.machine import DTYPES, GpuMachine
+from slowfast_kernels.bench.harness import Contender, detached
+from slowfast_kernels.bench.peers import module_run, together
+from slowfast_kernels.bench.subject import Subject, clips, lateral_maps
+from slowfast_kernels.bench.targets import FROZEN, PROVIDERS
 from slowfast_kernels.nn import ConvBN, Lateral
 from slowfast_kernels.ops._cases import bytes_of
 from slowfast_kernels.plans.plan import Instance, Plan
@@ -29,25 +32,15 @@ from slowfast_kernels.testing import RecordCalls
 
 GRAPH = " graph"  # what the name of a contender ends in when the harness captured it as a user would
 
-FROZEN = "frozen"
-
 
 @functools.cache
-def _subject(machine: Machine) -> Subject:
+def _subject(machine: GpuMachine) -> Subject:
     s = machine.setting
     return Subject(s.model, frames=s.frames, crop=s.crop, overrides=s.overrides)
 
 
-def _clips(machine: Machine, batch: int, seed: int) -> list[Tensor]:
-    """Clips of both pathways in float32, drawn on the device."""
-    config = _subject(machine).model.config
-    generator = torch.Generator(machine.device).manual_seed(seed)
-    side = config.input.crop
-    found = []
-    for p in config.pathways:
-        shape = (batch, config.frames_of(p), side, side, config.pathway(p).in_channels)
-        found.append(torch.randn(shape, generator=generator, device=machine.device).permute(0, 4, 1, 2, 3))
-    return found
+def _generator(machine: GpuMachine, seed: int) -> torch.Generator:
+    return torch.Generator(machine.device).manual_seed(seed)
 
 
 # --- work ----------------------------------------------------------------------------------------------------
@@ -95,7 +88,7 @@ def fixed(module: nn.Module) -> nn.Module:
     return module
 
 
-def _placed(machine: Machine, module: nn.Module, dtype: str) -> nn.Module:
+def _placed(machine: GpuMachine, module: nn.Module, dtype: str) -> nn.Module:
     """A copy of one of our modules on the device: convolutions in ``dtype``, batch norms folded in float32."""
     module = copy.deepcopy(module).eval().requires_grad_(False).to(machine.device)
     module = fixed(module)
@@ -105,89 +98,52 @@ def _placed(machine: Machine, module: nn.Module, dtype: str) -> nn.Module:
     return module
 
 
-Part = tuple[Sequence[nn.Module], list[list[Tensor]], Sequence[nn.Module], Sequence[nn.Module]]
-
-
-def _part(machine: Machine, name: str, batch: int, seed: int) -> Part:
-    """(our modules, inputs of each in float32, plain peers, folded peers) of a part of the network."""
-    model, device = _subject(machine).model, machine.device
-    clips = dict(zip(model.config.pathways, _clips(machine, batch, seed), strict=True))
-    if name.endswith(" stem"):
-        path = name.split()[0]
-        stem = model.stem[path]
-        return (
-            [stem],
-            [[clips[path]]],
-            [peer_model.PlainStem(stem, False)],
-            [peer_model.PlainStem(stem, True)],
-        )
+def _part(
+    machine: GpuMachine, name: str, batch: int, seed: int
+) -> tuple[list[nn.Module], list[list[Tensor]], Callable[[Any, bool], nn.Module]]:
+    """(our modules, inputs of each in float32, the plain form of each: folded or not) of a part of the network."""
+    model, generator = _subject(machine).model, _generator(machine, seed)
+    if name == "laterals":
+        return list(model.lateral), lateral_maps(model, batch, generator), peer_model.plain_lateral
     if name in DEEP:
-        stage = getattr(model, name.split()[1])["slow"]
-        at = NAMES_OF_STAGES.index(name.split()[1])  # the lateral connection before it
-        maps, _ = _lateral_maps(machine, batch, seed)[at]
+        at = STAGES.index(name.split()[1])  # the lateral connection before it
+        maps, _ = lateral_maps(model, batch, generator)[at]
         added = model.lateral[at].conv.out_channels
         # what the lateral connection adds: of the same kind, behind a ReLU as well
         maps = torch.cat([maps, maps[:, :added].roll(1, 0).flip(3)], dim=1) if added else maps
-        maps = maps.contiguous(memory_format=torch.channels_last_3d)
-        return [stage], [[maps]], [peer_model.plain_stage(stage)], [peer_model.plain_stage(stage, True)]
+        stage = getattr(model, name.split()[1])["slow"]
+        return [stage], [peers.channels_last([maps])], peer_model.plain_stage
+    given = dict(zip(model.config.pathways, clips(model.config, batch, generator), strict=True))
+    if name.endswith(" stem"):
+        path = name.split()[0]
+        return [model.stem[path]], [[given[path]]], peer_model.PlainStem
     # What comes before is computed by the reference: values as in the network, whatever our kernels do.
     with torch.inference_mode(), backends.use_backend("reference"):
         early = nn.ModuleDict({"stem": model.stem, "lateral": model.lateral[:1]})
-        early = copy.deepcopy(early).to(device)
-        slow, fast = (early["stem"][p](clips[p]) for p in ("slow", "fast"))  # type: ignore[index]
+        early = copy.deepcopy(early).to(machine.device)
+        slow, fast = (early["stem"][p](given[p]) for p in ("slow", "fast"))  # type: ignore[index]
         if name == "slow res2":
             slow = early["lateral"][0](slow, fast)  # type: ignore[index]
     slow, fast = (x.clone(memory_format=torch.channels_last_3d) for x in (slow, fast))
     if name == "slow res2":
-        stage = model.res2["slow"]
-        return [stage], [[slow]], [peer_model.plain_stage(stage)], [peer_model.plain_stage(stage, True)]
-    if name == "fast blocks":
-        stages = [model.res2["fast"], model.res3["fast"], model.res4["fast"], model.res5["fast"]]
-        plain, folded = (
-            nn.Sequential(*(peer_model.plain_stage(stage, fold) for stage in stages))
-            for fold in (False, True)
-        )
-        return [nn.Sequential(*stages)], [[fast]], [plain], [folded]
-    assert name == "laterals", name
-    parts, inputs = list(model.lateral), _lateral_maps(machine, batch, seed)
-    plains, foldeds = ([peer_model.plain_lateral(p, fold) for p in parts] for fold in (False, True))
-    return parts, inputs, plains, foldeds
+        return [model.res2["slow"]], [[slow]], peer_model.plain_stage
+    assert name == "fast blocks", name
+    blocks = nn.Sequential(*(getattr(model, stage)["fast"] for stage in STAGES))
+    return [blocks], [[fast]], _plain_stages
 
 
-def _lateral_maps(machine: Machine, batch: int, seed: int) -> list[list[Tensor]]:
-    """Maps of both pathways before each of the lateral connections, non-negative as behind a ReLU."""
-    model = _subject(machine).model
-    config, found = model.config, []
-    side = _half(_half(config.input.crop))
-    generator = torch.Generator(machine.device).manual_seed(seed)
-    for i, _ in enumerate(model.lateral):
-        if i:
-            strides = {config.pathway(p).strides[i - 1] for p in ("slow", "fast")}
-            assert len(strides) == 1
-            side = (side - 1) // strides.pop() + 1
-        pair = []
-        for p in ("slow", "fast"):
-            path = config.pathway(p)
-            width = path.width if i == 0 else path.out_channels(i - 1)
-            shape = (batch, config.frames_of(p), side, side, width)
-            x = torch.randn(shape, generator=generator, device=machine.device).relu_()
-            pair.append(x.permute(0, 4, 1, 2, 3))
-        found.append(pair)
-    return found
-
-
-def _half(n: int) -> int:
-    return (n - 1) // 2 + 1
+def _plain_stages(stages: nn.Module, fold: bool) -> nn.Module:
+    return nn.Sequential(*(peer_model.plain_stage(stage, fold) for stage in stages.children()))  # type: ignore[arg-type]
 
 
 NAMES = ("fast stem", "slow stem", "laterals", "fast blocks", "slow res2")
 
 #: The stages that no target is about; at one batch only.
 DEEP = ("slow res3", "slow res4", "slow res5")
-NAMES_OF_STAGES = ("res2", "res3", "res4", "res5")
+STAGES = ("res2", "res3", "res4", "res5")
 
 
-def part_items(machine: Machine) -> list[Item]:
+def part_items(machine: GpuMachine) -> list[Item]:
     """Every part at the middle batch in bf16, then at the other batches, then in float32."""
     s = machine.setting
     jobs = [(name, s.middle, "bf16") for name in NAMES]
@@ -202,10 +158,10 @@ def part_items(machine: Machine) -> list[Item]:
     ]
 
 
-def _measure_part(machine: Machine, name: str, batch: int, dtype: str) -> list[dict[str, Any]]:
+def _measure_part(machine: GpuMachine, name: str, batch: int, dtype: str) -> list[dict[str, Any]]:
     kind = DTYPES[dtype]
     with machine.unmeasured():
-        modules, first, plain, folded = _part(machine, name, batch, 1)
+        modules, first, plain = _part(machine, name, batch, 1)
     nbytes = sum(bytes_of(*x) for x in first) // (2 if kind != torch.float32 else 1)
     # Another set of inputs is the first one shifted along the batch and the rows: other values, same kind.
     wide = [first] + [
@@ -225,53 +181,48 @@ def _measure_part(machine: Machine, name: str, batch: int, dtype: str) -> list[d
         nets = [form() for form in forms]
         return Contender(who, [_together(nets, one) for one in inputs])
 
-    def place(parts: Sequence[nn.Module]) -> list[nn.Module]:
-        return [peers.placed(m, machine.device, kind) for m in parts]
+    def place(fold: bool, dtype: torch.dtype) -> list[nn.Module]:
+        return [peers.placed(plain(m, fold), machine.device, dtype) for m in modules]
 
-    pairs = list(zip(place(plain), place(folded), strict=True))
-    all_forms = [peers.forms(p, f) for p, f in pairs]
-    for who in reversed(all_forms[0]):  # the strongest first
-        builders[who] = functools.partial(build, who, [forms[who] for forms in all_forms])
-    with torch.inference_mode():
+    eager = place(False, kind)
+    forms = [peers.gpu_forms(p, f) for p, f in zip(eager, place(True, kind), strict=True)]
+    for who in reversed(forms[0]):  # the strongest first
+        builders[who] = functools.partial(build, who, [form[who] for form in forms])
+    with torch.inference_mode(), machine.arithmetic("fp32"), machine.unmeasured():
         values = [[x.float() for x in group] for group in inputs[0]]
-        exact_nets = [peers.placed(m, machine.device, torch.float32) for m in plain]
-        with machine.arithmetic("fp32"), machine.unmeasured():
-            exact = detached(_together(exact_nets, values)())
-        del values, exact_nets
-    about = _about(work_of(modules, first, kind)) | {"what": name, "batch": batch}
+        exact = detached(_together(place(False, torch.float32), values)())
+        del values
+    about = _about(work_of(modules, first, kind)) | {"what": name, "batch": batch, "dtype": dtype}
     with machine.arithmetic(dtype), kernels.packing_once():
-        yardstick = detached(_together([p for p, _ in pairs], inputs[0])())
-        return [
-            compare(machine, builders, exact, yardstick, dtype=dtype, ahead=(FROZEN, *PROVIDERS), **about)
-        ]
+        yardstick = detached(_together(eager, inputs[0])())
+        return [compare(machine, builders, exact, yardstick, compiled_ahead=(FROZEN, *PROVIDERS), **about)]
 
 
 def _together(nets: Sequence[Callable[..., Any]], inputs: Sequence[Sequence[Tensor]]) -> Callable[[], Any]:
-    runs = [module_run(net, x) for net, x in zip(nets, inputs, strict=True)]
-    return lambda: [run() for run in runs]
+    return together([module_run(net, x) for net, x in zip(nets, inputs, strict=True)])
 
 
 def _own_part(
     name: str, modules: Sequence[nn.Module], inputs: Sequence[Sequence[Sequence[Tensor]]], provider: str
 ) -> Contender:
-    calls: list[Callable[[], Any]] = []
-    for one in inputs:
+    def on(one: Sequence[Sequence[Tensor]]) -> Callable[[], Any]:
         if name == "laterals":
-            each = [_into_buffer(m, *pair) for m, pair in zip(modules, one, strict=True)]
+            run = together([_into_buffer(m, *pair) for m, pair in zip(modules, one, strict=True)])
         else:
-            each = [module_run(m, x) for m, x in zip(modules, one, strict=True)]
+            run = _together(modules, one)
 
-        def run(each: list[Callable[[], Any]] = each) -> Any:
+        def with_provider() -> Any:
             with backends.use_backend(provider):
-                return [call() for call in each]
+                return run()
 
-        calls.append(run)
+        return with_provider
+
     note = "the Slow maps lie in the fused buffer" if name == "laterals" else ""
-    return Contender(provider, calls, ours=True, note=note)
+    return Contender(provider, [on(one) for one in inputs], ours=True, note=note)
 
 
 def _planned(
-    machine: Machine, name: str, inputs: Sequence[Sequence[Sequence[Tensor]]], dtype: torch.dtype
+    machine: GpuMachine, name: str, inputs: Sequence[Sequence[Sequence[Tensor]]], dtype: torch.dtype
 ) -> Contender:
     """Residual blocks or lateral connections as a frozen model on this device holds and runs them."""
     from slowfast_kernels.plans.gpu import GpuNetwork
@@ -300,7 +251,10 @@ class _Bound:
 
 
 def _bound(
-    machine: Machine, chains: Sequence[Sequence[Any]], inputs: Sequence[Sequence[Tensor]], dtype: torch.dtype
+    machine: GpuMachine,
+    chains: Sequence[Sequence[Any]],
+    inputs: Sequence[Sequence[Tensor]],
+    dtype: torch.dtype,
 ) -> _Bound:
     plan = Plan()
     sources, results = [], []
@@ -371,52 +325,54 @@ def _into_buffer(module: Any, slow: Tensor, fast: Tensor) -> Callable[[], Any]:
 # --- the whole model -------------------------------------------------------------------------------------------
 
 
-def model_items(machine: Machine) -> list[Item]:
+def model_items(machine: GpuMachine) -> list[Item]:
     """bf16 at every batch, the middle one first; float32 at the middle batch."""
-    s = machine.setting
-    batches = [s.middle, *(b for b in s.batches if b != s.middle)]
-    jobs = [(b, "bf16") for b in batches] + [(s.middle, d) for d in ("tf32", "fp32")]
     return [
         Item(f"model b{batch} {dtype}", functools.partial(_measure_model, machine, batch, dtype, ()))
-        for batch, dtype in jobs
+        for batch, dtype in _sizes(machine)
     ]
 
 
-def compile_items(machine: Machine) -> list[Item]:
-    """torch.compile of the whole model, each mode with ours and eager in one run: plainly at every batch first, then
-    "max-autotune", which takes minutes to compile."""
+def _sizes(machine: GpuMachine) -> list[tuple[int, str]]:
     s = machine.setting
     batches = [s.middle, *(b for b in s.batches if b != s.middle)]
-    jobs = [(mode, b, "bf16") for mode in peers.COMPILED for b in batches]
-    jobs += [(mode, s.middle, d) for mode in peers.COMPILED for d in ("tf32", "fp32")]
+    return [(b, "bf16") for b in batches] + [(s.middle, d) for d in ("tf32", "fp32")]
+
+
+def compile_items(machine: GpuMachine) -> list[Item]:
+    """torch.compile of the whole model, each mode with ours and eager in one run: plainly at every batch first, then
+    "max-autotune", which takes minutes to compile."""
     return [
         Item(f"{mode} b{b} {d}", functools.partial(_measure_model, machine, b, d, (mode,)))
-        for mode, b, d in jobs
+        for dtypes in (("bf16",), ("tf32", "fp32"))
+        for mode in peers.MODES
+        for b, d in _sizes(machine)
+        if d in dtypes
     ]
 
 
-def _measure_model(machine: Machine, batch: int, dtype: str, modes: Sequence[str]) -> list[dict[str, Any]]:
+def _measure_model(machine: GpuMachine, batch: int, dtype: str, modes: Sequence[str]) -> list[dict[str, Any]]:
     """One record. Contenders take their inputs as a user's call gives them: a captured one copies them first."""
-    kind, subject = DTYPES[dtype], _subject(machine)
-    model = subject.model
-    clips = [[x.to(kind) for x in peers.channels_last(_clips(machine, batch, seed))] for seed in (1, 2)]
-    twins = {fold: peer_model.PlainSlowFast(model, fold) for fold in (False, True)}
-    plain, folded = (peers.placed(twins[fold], machine.device, kind) for fold in (False, True))
+    kind, model = DTYPES[dtype], _subject(machine).model
+    sets = [[x.to(kind) for x in clips(model.config, batch, _generator(machine, seed))] for seed in (1, 2)]
+
+    def placed(fold: bool, dtype: torch.dtype) -> nn.Module:
+        return peers.placed(peer_model.PlainSlowFast(model, fold), machine.device, dtype)
+
+    plain, folded = placed(False, kind), placed(True, kind)
     with machine.arithmetic("fp32"), machine.unmeasured(), torch.inference_mode():
-        values = [x.float() for x in clips[0]]  # the same rounded inputs as everybody's
-        exact = detached(peers.placed(twins[False], machine.device, torch.float32)(*values))
-        del values
+        # the same rounded inputs as everybody's
+        exact = detached(placed(False, torch.float32)(*(x.float() for x in sets[0])))
     on_device = copy.deepcopy(model).to(machine.device)
     ours: list[Any] = []
 
     def frozen() -> Contender:
-        net = freeze(on_device, kind)
-        ours[:] = [net]
-        return Contender(FROZEN, [lambda one=one: net(one) for one in clips], ours=True, graph=False)  # type: ignore[misc]
+        ours[:] = [freeze(on_device, kind)]
+        return Contender(FROZEN, [functools.partial(ours[0], one) for one in sets], ours=True, graph=False)
 
     def plainly(who: str, make: Callable[[], Callable[..., Any]]) -> Contender:
         net = make()
-        return Contender(who, [module_run(net, one) for one in clips], graph=False)
+        return Contender(who, [module_run(net, one) for one in sets], graph=False)
 
     def captured(who: str, make: Callable[[], Callable[..., Any]]) -> Contender:
         net = make()
@@ -425,14 +381,16 @@ def _measure_model(machine: Machine, batch: int, dtype: str, modes: Sequence[str
             with torch.inference_mode():
                 return net(*x)
 
-        replay = Replayed(machine, call, *clips[0])
-        return Contender(who, [lambda one=one: replay(*one) for one in clips], graph=False, note="captured")  # type: ignore[misc]
+        replay = machine.replayed(call, *sets[0])
+        calls = [functools.partial(replay, *one) for one in sets]
+        return Contender(who, calls, graph=False, note="captured")
 
     makers: dict[str, Callable[[], Callable[..., Any]]] = {}
     for mode in modes:
-        compile_it = functools.partial(peers.compiled, folded, peers.COMPILED[mode], clips[0], machine.dry)
-        makers[mode] = _once(compile_it)
-    forms = peers.forms(plain, folded)
+        # A dry run compiles with the "eager" backend, which traces and generates no code.
+        how: dict[str, Any] = {"backend": "eager"} if machine.dry else {"mode": peers.MODES[mode]}
+        makers[mode] = _once(functools.partial(peers.compiled, folded, sets[0], **how))
+    forms = peers.gpu_forms(plain, folded)
     makers |= {who: forms[who] for who in ((peers.EAGER,) if modes else reversed(forms))}
     # Ours, then the strongest: an item whose time is over leaves out the last.
     builders: dict[str, Builder] = {FROZEN: frozen}
@@ -440,12 +398,12 @@ def _measure_model(machine: Machine, batch: int, dtype: str, modes: Sequence[str
         builders[who + GRAPH] = functools.partial(captured, who + GRAPH, make)
     for who, make in reversed(makers.items()):
         builders[who] = functools.partial(plainly, who, make)
-    about = _about(work_of([model], [clips[0]], kind)) | {"what": "model", "batch": batch}
+    about = _about(work_of([model], [sets[0]], kind)) | {"what": "model", "batch": batch, "dtype": dtype}
     with machine.arithmetic(dtype), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with torch.inference_mode(), machine.unmeasured():
-            yardstick = detached(plain(*clips[0]))
-        record = compare(machine, builders, exact, yardstick, dtype=dtype, ahead=(FROZEN,), **about)
+            yardstick = detached(plain(*sets[0]))
+        record = compare(machine, builders, exact, yardstick, compiled_ahead=(FROZEN,), **about)
     texts = list(dict.fromkeys(str(w.message) for w in caught))
     sys.stderr.write("".join(f"warning: {text}\n" for text in texts))
     for row in record["rows"]:

@@ -11,7 +11,8 @@ import torch
 
 from slowfast_kernels import backends
 from slowfast_kernels.bench import registry
-from slowfast_kernels.bench.gpu.machine import Machine, Setting
+from slowfast_kernels.bench.gpu.machine import machine_for
+from slowfast_kernels.bench.harness import Setting
 
 #: Calls inside the range that a profiler looks at.
 CALLS = 3
@@ -64,7 +65,7 @@ def trace(run: Callable[[], Any], name: str) -> Any:
 
 def profile(entry: registry.Entry, words: Sequence[str], batch: int = 1, shrink: int = 1) -> str:
     """Run one call under the profilers; returns the text to show: the table and the command line."""
-    machine = Machine(Setting(dry=not torch.cuda.is_available()))
+    machine = machine_for(Setting(dry=not torch.cuda.is_available()))
     args, kwargs = machine.draw(entry.case, entry.dtype, batch, shrink=shrink)
     run = registry.runner(entry, backends.current(), args, kwargs)
     averages = trace(run, range_name(entry))

@@ -17,9 +17,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from slowfast_kernels.bench.compare import DeviceLost
 from slowfast_kernels.bench.gpu import ceilings, correctness, network, single
-from slowfast_kernels.bench.gpu.machine import Machine, Setting, first_line
-from slowfast_kernels.bench.gpu.measure import DeviceLost, Item, shared
+from slowfast_kernels.bench.gpu.items import Item, shared
+from slowfast_kernels.bench.gpu.machine import GpuMachine, machine_for
+from slowfast_kernels.bench.harness import Setting, first_line
 
 #: Shares, least and largest, of the time left that one item plans with while others wait.
 SHARES = (0.3, 0.6)
@@ -31,7 +33,7 @@ LOST = 3
 STARTED = "SLOWFAST_BENCH_STARTED"
 
 #: part -> its items; in the order they are run: what the targets are about first.
-PARTS: dict[str, Callable[[Machine], list[Item]]] = {
+PARTS: dict[str, Callable[[GpuMachine], list[Item]]] = {
     "ceilings": ceilings.items,
     "model": network.model_items,
     "parts": network.part_items,
@@ -56,7 +58,7 @@ def setting_to(setting: Setting) -> str:
 
 def work(part: str, setting: Setting, events: Path, skip: Sequence[str], seconds: float) -> int:
     """Do the part's items, but those in ``skip``, until the time is over; returns the exit status."""
-    machine = Machine(setting)
+    machine = machine_for(setting)
     machine.deadline = time.monotonic() + seconds
     # unbuffered: a line is one write, which other processes' lines do not fall into
     with events.open("ab", buffering=0) as file, machine.session():
@@ -79,15 +81,13 @@ def work(part: str, setting: Setting, events: Path, skip: Sequence[str], seconds
             machine.item_deadline = begin + left * min(max(3 / many, least), most)
             try:
                 records = item.run()
-            except DeviceLost as error:
-                tell("failed", key=item.key, reason=f"the device was lost: {first_line(error)}")
-                return LOST
             except Exception as error:
                 traceback.print_exc()
-                if not machine.alive():
-                    tell("failed", key=item.key, reason=f"the device was lost: {first_line(error)}")
+                lost = isinstance(error, DeviceLost) or not machine.alive()
+                what = "the device was lost" if lost else type(error).__name__
+                tell("failed", key=item.key, reason=f"{what}: {first_line(error)}")
+                if lost:
                     return LOST
-                tell("failed", key=item.key, reason=f"{type(error).__name__}: {first_line(error)}")
             else:
                 tell("done", key=item.key, records=records, seconds=round(time.monotonic() - begin, 3))
             machine.tidy()

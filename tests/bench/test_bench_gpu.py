@@ -16,27 +16,44 @@ from torch import nn
 
 from slowfast_kernels import backends, bench
 from slowfast_kernels.backends import Provider
-from slowfast_kernels.bench import peer_model, registry, store
+from slowfast_kernels.bench import (
+    compare,
+    cudnn_forms,
+    peer_model,
+    peers,
+    registry,
+    roi_peers,
+    store,
+    targets,
+)
+from slowfast_kernels.bench import stamp as stamps
 from slowfast_kernels.bench.gpu import (
     ceilings,
+    clocks,
     command,
     correctness,
     kernels,
-    measure,
     network,
-    peers,
     profile,
-    results,
     single,
-    targets,
     worker,
 )
 from slowfast_kernels.bench.gpu import machine as machine_module
-from slowfast_kernels.bench.gpu.machine import Contender, Machine, Replayed, Setting, moved
+from slowfast_kernels.bench.gpu.document import Writer, document_of, failures, merged
+from slowfast_kernels.bench.gpu.items import Item, shared
+from slowfast_kernels.bench.gpu.machine import CudaMachine, DryMachine, moved
+from slowfast_kernels.bench.gpu.page import COMPARED, draw, missing_lines, roofline_points
+from slowfast_kernels.bench.gpu.page import DRY as DRY_TITLE
+from slowfast_kernels.bench.gpu.page import page as render
+from slowfast_kernels.bench.gpu.parts import Part, Supervisor
+from slowfast_kernels.bench.harness import Contender, Setting
 from slowfast_kernels.bench.op_modules import op_module
+from slowfast_kernels.bench.roofline import GPU_PEAKS
+from slowfast_kernels.bench.stamp import gpu_environment, gpu_lines
 from slowfast_kernels.bench.subject import Subject
 from slowfast_kernels.ops._cases import cases_of
 from slowfast_kernels.ops._registration import OPS
+from slowfast_kernels.testing import relative_l2
 
 ROOT = Path(store.__file__).resolve().parents[1]
 SCRIPT = ROOT / "bench" / "gpu.sh"
@@ -55,7 +72,7 @@ def run_script(*arguments, **environment):
 def dry():
     """The machine of a dry run; cuDNN's switch as it was."""
     before = torch.backends.cudnn.benchmark
-    machine = Machine(DRY)
+    machine = DryMachine(DRY)
     with machine.session():
         yield machine
     torch.backends.cudnn.benchmark = before
@@ -80,7 +97,7 @@ def test_every_part_runs_in_a_dry_run(measured):
     for name, part in document["parts"].items():
         assert part["status"] == "done" and len(part["done"]) == 1 and not part["failed"], name
     compared = document["compared"]
-    assert {r["part"] for r in compared} == set(results.COMPARED)
+    assert {r["part"] for r in compared} == set(COMPARED)
     for record in compared:
         assert {r["who"] for r in record["rows"] if not r["ours"]}, record["what"]
         assert any(r["ours"] and r["green"] for r in record["rows"]), record["what"]
@@ -99,8 +116,8 @@ def test_interpreted_kernels_are_among_the_contenders(measured):
 def test_a_dry_run_cannot_be_mistaken(measured):
     out, done, document = measured
     page = (out / "gpu.md").read_text()
-    assert document["dry_run"] is True and document["note"] == results.DRY
-    assert results.DRY in page and results.DRY in done.stdout and "Dry run" in page.splitlines()[0]
+    assert document["dry_run"] is True and document["note"] == DRY_TITLE
+    assert DRY_TITLE in page and DRY_TITLE in done.stdout and "Dry run" in page.splitlines()[0]
     assert {row["verdict"] for row in document["targets"]} == {"dry run"}
     assert document["environment"]["revision"]
 
@@ -223,10 +240,10 @@ def test_a_wrong_kernel_fails(change, words, dry, monkeypatch):
     record = correctness.check_op(dry, "pool_concat_head", "triton", cases)
     assert record["passed"] == 0 and len(record["failures"]) == 4
     assert all(words in text for text in record["failures"])
-    parts = {"correctness": command.Part(status="done", records=[record])}
-    document, rows = command.document_of({"gpu": None, **STAMP}, DRY, parts, "test")
-    assert command.failures(document) == [f"pool_concat_head triton: {t}" for t in record["failures"]]
-    assert "FAILED" in results.page(document, rows)
+    parts = {"correctness": Part(status="done", records=[record])}
+    document, rows = document_of({"gpu": None, **STAMP}, DRY, parts, "test")
+    assert failures(document) == [f"pool_concat_head triton: {t}" for t in record["failures"]]
+    assert "FAILED" in render(document, rows)
 
 
 STAMP = {"processor": "p", "cores": 1, "threads": 1, "isa": "none", "torch": "2", "python": "3", "revision": "r",
@@ -264,14 +281,13 @@ def test_a_wrong_kernel_gets_no_speed_up(dry, monkeypatch):
     broken("lateral_fusion", monkeypatch, lambda out: out * 1.1)
     monkeypatch.setattr(single, "PROVIDERS", ("triton",))
     case = next(c for c in cases_of("lateral_fusion") if c.real)
-    record = results.derive(single.measure_call(dry, "lateral_fusion", case, 1, "bf16"), {})
+    entry = registry.Entry("lateral_fusion", case, "bf16")
+    record = compare.derive(single.measure_call(dry, entry, 1), {}, GPU_PEAKS)
     row = next(r for r in record["rows"] if r["who"] == "triton")
     assert not row["green"] and row["speedup"] is None and row["ours"]
-    document, rows = command.document_of(
-        STAMP, DRY, {"ops": command.Part(status="done", records=[record])}, "test"
-    )
-    assert any("lateral_fusion" in text and "triton" in text for text in command.failures(document))
-    assert "RED" in results.page(document, rows)
+    document, rows = document_of(STAMP, DRY, {"ops": Part(status="done", records=[record])}, "test")
+    assert any("lateral_fusion" in text and "triton" in text for text in failures(document))
+    assert "RED" in render(document, rows)
 
 
 def test_calls_that_are_not_reached_are_counted(dry):
@@ -317,22 +333,21 @@ def stand_in(tmp_path, bad):
 )
 def test_one_bad_item_costs_one_item(bad, reason, tmp_path):
     said = []
-    part = command.run_part("ceilings", DRY, 3600, tmp_path, said.append, stand_in(tmp_path, bad))
+    part = Supervisor("ceilings", DRY, 3600, tmp_path, said.append, stand_in(tmp_path, bad)).run()
     assert list(part.done) == ["first", "last"] and part.status == "done"
     assert list(part.failed) == ["bad"] and reason in part.failed["bad"]
     assert [r["name"] for r in part.records] == ["first", "last"]
-    document, _ = command.document_of(STAMP, DRY, {"ceilings": part}, "test")
-    assert any("bad" in text for text in command.failures(document))
+    document, _ = document_of(STAMP, DRY, {"ceilings": part}, "test")
+    assert any("bad" in text for text in failures(document))
 
 
 def test_an_item_without_an_end_is_stopped(tmp_path):
-    part = command.run_part(
-        "ceilings", DRY, 2, tmp_path, lambda text: None, stand_in(tmp_path, "time.sleep(600)"), grace=1
-    )
+    hanging = stand_in(tmp_path, "time.sleep(600)")
+    part = Supervisor("ceilings", DRY, 2, tmp_path, lambda text: None, hanging, grace=1).run()
     assert list(part.done) == ["first"] and "did not end within 3 s" in part.failed["bad"]
     assert [r["name"] for r in part.records] == ["first"]
-    document, _ = command.document_of(STAMP, DRY, {"ceilings": part}, "test")
-    assert command.failures(document) == []  # out of time is not wrong
+    document, _ = document_of(STAMP, DRY, {"ceilings": part}, "test")
+    assert failures(document) == []  # out of time is not wrong
 
 
 def test_a_worker_that_does_not_start_is_a_failure(tmp_path, capsys, monkeypatch):
@@ -349,14 +364,14 @@ def test_work_that_is_late_is_listed(tmp_path):
     assert worker.work("ceilings", DRY, tmp_path / "events", [], seconds=0.0) == 0
     events = [json.loads(line) for line in (tmp_path / "events").read_text().splitlines()]
     assert [e["event"] for e in events] == ["late", "end"]
-    assert events[0]["keys"] == [item.key for item in ceilings.items(Machine(DRY))]
+    assert events[0]["keys"] == [item.key for item in ceilings.items(DryMachine(DRY))]
 
 
 def test_a_failing_item_does_not_stop_the_others(tmp_path, monkeypatch):
     def fail():
         raise ValueError("no good")
 
-    items = [measure.Item("a", fail), measure.Item("b", lambda: [{"name": "b", "value": 1, "unit": ""}])]
+    items = [Item("a", fail), Item("b", lambda: [{"name": "b", "value": 1, "unit": ""}])]
     monkeypatch.setitem(worker.PARTS, "ceilings", lambda machine: items)
     assert worker.work("ceilings", DRY, tmp_path / "events", [], seconds=1e9) == 0
     events = [json.loads(line) for line in (tmp_path / "events").read_text().splitlines()]
@@ -388,10 +403,10 @@ def test_several_processes_share_a_part(tmp_path):
         "tell('end')\n"
     )
     news = []
-    part = command.run_part(
+    part = Supervisor(
         "correctness", DRY, 3600, tmp_path, lambda text: None, [sys.executable, str(file)], processes=3,
         progress=lambda: news.append(1),
-    )  # fmt: skip
+    ).run()  # fmt: skip
     assert sorted(map(int, part.done)) == [k for k in range(12) if k != 4] and part.status == "done"
     assert list(part.failed) == ["4"] and "signal 11" in part.failed["4"]
     assert len(part.records) == 11 and news
@@ -399,12 +414,12 @@ def test_several_processes_share_a_part(tmp_path):
 
 def test_long_items_have_a_process_of_their_own():
     names = ["a", "b", "long", "c", "d", "longer", "e"]
-    items = [measure.Item(n, list, alone=n.startswith("long")) for n in names]
-    shares = [[i.key for i in measure.shared(items, (k, 4))] for k in range(4)]
+    items = [Item(n, list, alone=n.startswith("long")) for n in names]
+    shares = [[i.key for i in shared(items, (k, 4))] for k in range(4)]
     assert shares == [["long"], ["longer"], ["a", "c", "e"], ["b", "d"]]
-    assert [i.key for i in measure.shared(items, (0, 1))] == ["a", "b", "c", "d", "e", "long", "longer"]
+    assert [i.key for i in shared(items, (0, 1))] == ["a", "b", "c", "d", "e", "long", "longer"]
     for n in (1, 2, 3, 9):
-        found = [i.key for k in range(n) for i in measure.shared(items, (k, n))]
+        found = [i.key for k in range(n) for i in shared(items, (k, n))]
         assert sorted(found) == sorted(names)
 
 
@@ -425,15 +440,15 @@ def test_shares_of_a_verdict_are_one(dry):
         "not_reached": 0,
     }
     other = {"what": "pytest -m gpu", "passed": 1, "failures": [], "missing": None}
-    one, last = results.merged([other, first, second])
+    one, last = merged([other, first, second])
     assert one["passed"] == 5 and one["failures"] == ["x"] and one["refused"] == {"no": ["a", "b"]}
     assert one["worst"] == {"bf16": 1.0, "fp32": 2.0} and one["not_reached"] == 1
     assert last == other and first["failures"] == ["x"] and first["refused"] == {"no": ["a"]}
 
 
 def test_figures_are_written_while_a_part_runs(tmp_path):
-    parts = {"ceilings": command.Part(status="running")}
-    writer = command.Writer(tmp_path, STAMP, DRY, parts, "test", every=0.0)
+    parts = {"ceilings": Part(status="running")}
+    writer = Writer(tmp_path, STAMP, DRY, parts, "test", every=0.0)
     parts["ceilings"].records.append({"name": "copy_gbs", "value": 3.0, "unit": "GB/s"})
     writer.now_and_then()
     assert json.loads((tmp_path / "gpu.json").read_text())["ceilings"] == {"copy_gbs": 3.0}
@@ -485,20 +500,20 @@ def spread_weights(module):
 
 def test_peers_compute_the_network(subject):
     plain = peer_model.PlainSlowFast(subject.model, False)
-    forms = peers.forms(plain, peer_model.PlainSlowFast(subject.model, True))
+    forms = peers.gpu_forms(plain, peer_model.PlainSlowFast(subject.model, True))
     with torch.inference_mode():
         expected = plain(*subject.inputs)
         for name, make in forms.items():
-            assert measure.relative_l2(make()(*subject.inputs), expected) < 1e-5, name
+            assert relative_l2(make()(*subject.inputs), expected) < 1e-5, name
 
 
-@pytest.mark.parametrize("name", peers.COMPILED)
+@pytest.mark.parametrize("name", peers.MODES)
 def test_compiled_peer_computes_the_network(name, subject):
     stage = peer_model.plain_stage(subject.model.res2["fast"], True)
     x = torch.randn(1, 8, 8, 7, 6)
-    call = peers.compiled(stage, peers.COMPILED[name], [x], dry=True)
+    call = peers.compiled(stage, [x], backend="eager")
     with torch.inference_mode():
-        assert measure.relative_l2(call(x), stage(x)) < 1e-5
+        assert relative_l2(call(x), stage(x)) < 1e-5
 
 
 @pytest.mark.parametrize("op", ["conv_bn_act3d", "stem3d", "bottleneck3d", "lateral_fusion"])
@@ -511,8 +526,8 @@ def test_peers_compute_every_call(op):
         module, inputs = made
         with torch.inference_mode():
             expected = module(*inputs)
-            for form in (peers.views_2d(module), peers.fused(module)):
-                assert measure.relative_l2(form(*inputs), expected) < 1e-5, case.name
+            for form in (cudnn_forms.views_2d(module), cudnn_forms.fused(module)):
+                assert relative_l2(form(*inputs), expected) < 1e-5, case.name
 
 
 @pytest.mark.parametrize(
@@ -529,16 +544,16 @@ def test_views_of_convolutions(kernel, stride, padding, dilation, kind):
     conv = nn.Conv3d(6, 10, kernel, stride, padding, dilation).eval()
     x = torch.randn(2, 6, 8, 9, 7)
     for source in (x, x.contiguous(memory_format=torch.channels_last_3d)):
-        view = peers.ViewConv(conv)
+        view = cudnn_forms.ViewConv(conv)
         assert view.view.kind == kind
         with torch.inference_mode():
-            assert measure.relative_l2(view(source), conv(source)) < 1e-5
+            assert relative_l2(view(source), conv(source)) < 1e-5
 
 
 def test_a_view_is_no_copy():
     x = torch.randn(2, 6, 4, 5, 7).contiguous(memory_format=torch.channels_last_3d)
     for kernel, padding in (((1, 3, 3), (0, 1, 1)), ((3, 1, 1), (1, 0, 0))):
-        view = peers.View(nn.Conv3d(6, 8, kernel, padding=padding))
+        view = cudnn_forms.View(nn.Conv3d(6, 8, kernel, padding=padding))
         flat = view.enter(x)
         assert flat.dim() == 4 and flat.data_ptr() == x.data_ptr()
         assert flat.is_contiguous(memory_format=torch.channels_last)
@@ -546,7 +561,7 @@ def test_a_view_is_no_copy():
 
 def test_an_unfolded_module_has_no_fused_form(subject):
     with pytest.raises(TypeError, match="folded Conv3d"):
-        peers.fused(peer_model.plain_stage(subject.model.res2["fast"], False))
+        cudnn_forms.fused(peer_model.plain_stage(subject.model.res2["fast"], False))
 
 
 @pytest.mark.parametrize("name", ["torch_vectorised", "torch_matmul"])
@@ -557,8 +572,8 @@ def test_composed_heads_compute_the_op(name, dry):
         expected = getattr(torch.ops.slowfast, "roi_head_pool").default(  # noqa: B009
             slow, fast, rois, [7, 7], 1 / 16, 0, True, "mean"
         )[0]
-    found = single.head_pool(peers.ALIGNS[name](), slow, fast, rois)
-    assert measure.relative_l2(found, expected) < 1e-5
+    found = roi_peers.head_pool(roi_peers.GPU_ALIGNS[name](), slow, fast, rois)
+    assert relative_l2(found, expected) < 1e-5
 
 
 def test_weights_are_packed_once(dry):
@@ -635,11 +650,11 @@ def test_an_item_whose_time_is_over_leaves_out_the_last(dry):
 
     names = {"mine": True, "also": True, "peer": False, "last": False}
     builders = {n: functools.partial(contender, n, ours) for n, ours in names.items()}
-    record = measure.compare(dry, builders, x, x, dtype="fp32", what="model", batch=8, flops=0, bytes=12)
-    assert made == ["mine", "also", "peer"] and record["missing"] == {"last": measure.NO_TIME}
+    record = compare.compare(dry, builders, x, x, dtype="fp32", what="model", batch=8, flops=0, bytes=12)
+    assert made == ["mine", "also", "peer"] and record["missing"] == {"last": compare.NO_TIME}
     assert {r["who"] for r in record["rows"]} == {"mine", "also", "peer"}
-    document, _ = command.document_of(STAMP, DRY, {"model": command.Part(records=[record])}, "test")
-    assert command.failures(document) == []
+    document, _ = document_of(STAMP, DRY, {"model": Part(records=[record])}, "test")
+    assert failures(document) == []
 
 
 @pytest.mark.parametrize("name", ["laterals", "slow res2"])
@@ -656,8 +671,10 @@ def test_planned_parts_are_among_the_contenders(name, dry):
 
 def test_deep_stages_have_inputs_of_their_own(dry):
     for name in network.DEEP:
-        _, ((maps,),), (plain,), _ = network._part(dry, name, 1, 1)
-        assert plain(maps).isfinite().all() and maps.is_contiguous(memory_format=torch.channels_last_3d)
+        (stage,), ((maps,),), plain = network._part(dry, name, 1, 1)
+        assert plain(stage, False)(maps).isfinite().all() and maps.is_contiguous(
+            memory_format=torch.channels_last_3d
+        )
 
 
 def test_work_counts_every_layer_once(subject):
@@ -668,7 +685,7 @@ def test_work_counts_every_layer_once(subject):
     convolutions = sum(flops for flops, _ in units[:-1])
     assert convolutions == 2 * subject.macs - head
     record = {"dtype": "bf16", "rows": [], "flops": 0, "bytes": 0, "units": [[2e9, 0], [0, 3e9]]}
-    derived = results.derive(record, {"bf16_gflops": 1.0, "copy_gbs": 1.0})
+    derived = compare.derive(record, {"bf16_gflops": 1.0, "copy_gbs": 1.0}, GPU_PEAKS)
     assert derived["direct_floor_s"] == pytest.approx(5.0)  # each unit at its own limit
 
 
@@ -678,7 +695,7 @@ def test_a_pool_on_a_view_is_the_pool():
         y = x.contiguous(memory_format=memory)
         for window, stride, padding in (((1, 3, 3), (1, 2, 2), (0, 1, 1)), ((1, 3, 3), (2, 2, 2), (0, 1, 1))):
             pool = nn.MaxPool3d(window, stride, padding)
-            assert torch.equal(peers.views_2d(pool)(y), pool(x))
+            assert torch.equal(cudnn_forms.views_2d(pool)(y), pool(x))
 
 
 def test_a_missing_peer_is_reported_with_its_reason(dry):
@@ -687,12 +704,10 @@ def test_a_missing_peer_is_reported_with_its_reason(dry):
 
     x = torch.ones(3)
     builders = {"here": lambda: Contender("here", [lambda: x + 1]), "torchvision": lost}
-    record = measure.compare(dry, builders, x + 1, x + 1, dtype="fp32", what="w", batch=1, flops=0, bytes=12)
+    record = compare.compare(dry, builders, x + 1, x + 1, dtype="fp32", what="w", batch=1, flops=0, bytes=12)
     assert record["missing"] == {"torchvision": "torchvision: no module"}
     assert [r["who"] for r in record["rows"]] == ["here"]
-    assert results.missing_lines([record]) == [
-        "- torchvision is missing in w b1 fp32: torchvision: no module"
-    ]
+    assert missing_lines([record]) == ["- torchvision is missing in w b1 fp32: torchvision: no module"]
 
 
 # --- targets -----------------------------------------------------------------------------------------------
@@ -708,13 +723,13 @@ def record(what, batch, *rows, **more):
 
 
 def found(records, ceilings=None):
-    return {r.key: r for r in targets.rows(records, ceilings or {}, dry=False)}
+    return {r.key: r for r in targets.gpu_rows(records, ceilings or {}, dry=False)}
 
 
-def test_targets_without_records_are_not_yet_measured():
+def test_targets_without_records_are_not_measured():
     rows = found([])
     assert len(rows) == 12
-    assert all(r.ratio is None and r.verdict == "not yet measured" for r in rows.values())
+    assert all(r.ratio is None and r.verdict == "not measured" for r in rows.values())
 
 
 def test_targets_compare_the_best_green_with_the_best_green():
@@ -756,7 +771,7 @@ def test_pack_is_a_fraction_of_the_copy():
     pack = record("pack_pathways view", 8, row("cuda", 1e-3, True), row("torch", 1.0), bytes=95e6)
     one = found([pack], {"copy_gbs": 100.0})["pack"]
     assert one.ratio == pytest.approx(0.95) and one.verdict == "met" and one.unit == "%"
-    assert "95%" in "\n".join(results.target_table([one]))
+    assert "95%" in "\n".join(targets.gpu_table([one]))
 
 
 # --- odds and ends -----------------------------------------------------------------------------------------
@@ -779,7 +794,7 @@ def test_arithmetic_is_put_back(dry):
 
 
 def test_a_replayed_function_takes_new_inputs(dry):
-    call = Replayed(dry, lambda x: x * 2, torch.ones(3))
+    call = dry.replayed(lambda x: x * 2, torch.ones(3))
     assert torch.equal(call(torch.full((3,), 4.0)), torch.full((3,), 8.0))
 
 
@@ -789,14 +804,14 @@ def test_the_roofline_takes_the_fastest_of_ours(tmp_path):
         record("stem3d stem.fast", 8, row("triton", 2e-3, True), row("cuda", 1e-3, True), row("peer", 5e-4))
         | base
     ]
-    points = results.roofline_points(records)
+    points = roofline_points(records)
     assert points["stages"] == [
         {"stage": "stem.fast", "op": "stem3d", "seconds": 1e-3, "flops": 2e9, "bytes": 1e8}
     ]
     pytest.importorskip("matplotlib")
-    derived = [results.derive(r, {"bf16_gflops": 1e5, "copy_gbs": 1e3}) for r in records]
+    derived = [compare.derive(r, {"bf16_gflops": 1e5, "copy_gbs": 1e3}, GPU_PEAKS) for r in records]
     document = {"dry_run": False, "compared": derived, "ceilings": {"bf16_gflops": 1e5, "copy_gbs": 1e3}}
-    made = results.draw(tmp_path, {**document, "environment": {"gpu": "g"}}, [])
+    made = draw(tmp_path, {**document, "environment": {"gpu": "g"}})
     assert made == ["speedups.png", "roofline.png"]
     assert derived[0]["rows"][1]["direct_floor_fraction"] == pytest.approx(0.1)
     assert store.gpu_slug({"gpu": "NVIDIA H200"}) == "nvidia-h200"
@@ -889,7 +904,7 @@ class StandIn:
         monkeypatch.setattr(machine_module, "SETTLE_SECONDS", 0.0)
         device = types.SimpleNamespace(L2_cache_size=60 << 20)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda which: device)
-        machine = Machine(Setting(rounds=3))
+        machine = CudaMachine(Setting(rounds=3))
         machine.device = torch.device("cpu")
         return machine
 
@@ -912,7 +927,7 @@ def test_the_way_of_a_gpu_with_a_stand_in(monkeypatch):
         "waits": lambda: Contender("waits", [lambda: waits() or X]),
     }
     with machine.session():
-        record = measure.compare(machine, builders, X, X, dtype="fp32", what="w", batch=8, flops=1, bytes=1)
+        record = compare.compare(machine, builders, X, X, dtype="fp32", what="w", batch=8, flops=1, bytes=1)
     rows = {r["who"]: r for r in record["rows"]}
     assert [rows[n]["graph"] for n in ("two", "eager", "waits")] == [True, False, False]
     assert rows["waits"]["note"].startswith("no graph: operation not permitted")
@@ -921,7 +936,7 @@ def test_the_way_of_a_gpu_with_a_stand_in(monkeypatch):
     # twelve calls in half a millisecond are too short for a sample: repeated
     assert rows["two"]["repeats"] == 4 * 12 and stand_in.replays == 1 + 1 + 3 * 4
     assert rows["two"]["median_s"] == pytest.approx(0.5e-3 / 48)
-    call = Replayed(machine, lambda v: v * 3, X)
+    call = machine.replayed(lambda v: v * 3, X)
     call(X)
     assert stand_in.captures == 2 and stand_in.replays == 15
     assert machine.sets(1 << 20, 8) == 12 and machine.sets(100 << 20, 8) == 2 and machine.sets(1, 1) == 1
@@ -946,18 +961,18 @@ def test_a_lost_device_is_not_a_missing_contender(monkeypatch):
         raise RuntimeError("an illegal memory access was encountered")
 
     builders = {"bad": lambda: Contender("bad", [fault])}
-    with pytest.raises(measure.DeviceLost, match="bad: an illegal memory access"):
-        measure.compare(machine, builders, X, X, dtype="fp32", what="w", batch=1, flops=0, bytes=0)
+    with pytest.raises(compare.DeviceLost, match="bad: an illegal memory access"):
+        compare.compare(machine, builders, X, X, dtype="fp32", what="w", batch=1, flops=0, bytes=0)
 
 
 def test_a_lost_device_ends_the_worker(monkeypatch, tmp_path):
     machine = StandIn().install(monkeypatch)
 
     def fault():
-        raise measure.DeviceLost("bad: an illegal memory access")
+        raise compare.DeviceLost("bad: an illegal memory access")
 
-    monkeypatch.setattr(worker, "Machine", lambda setting: machine)
-    monkeypatch.setitem(worker.PARTS, "ops", lambda m: [measure.Item("x", fault), measure.Item("y", fault)])
+    monkeypatch.setattr(worker, "machine_for", lambda setting: machine)
+    monkeypatch.setitem(worker.PARTS, "ops", lambda m: [Item("x", fault), Item("y", fault)])
     assert worker.work("ops", Setting(), tmp_path / "events", [], 60.0) == worker.LOST
     events = [json.loads(line) for line in (tmp_path / "events").read_text().splitlines()]
     assert [e["event"] for e in events] == ["start", "failed"] and "the device was lost" in events[1][
@@ -968,11 +983,11 @@ def test_a_lost_device_ends_the_worker(monkeypatch, tmp_path):
 def test_the_stamp_of_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     answers = {"nvidia-smi": "580.1, 345 MHz, 3201 MHz, 1980 MHz, 700.00 W, 31"}
-    monkeypatch.setattr(command, "_output", lambda name, *rest: answers.get(name))
-    stamp = command.environment(dry=False)
+    monkeypatch.setattr(stamps, "output", lambda name, *rest: answers.get(name))
+    stamp = gpu_environment(dry=False)
     assert stamp["capability"] == "9.0" and stamp["driver"] == "580.1"
     assert stamp["clocks"].startswith("SM 345 MHz, memory 3201 MHz, SM at most 1980 MHz")
-    assert "clocks: SM 345 MHz" in "\n".join(results.gpu_lines(stamp))
+    assert "clocks: SM 345 MHz" in "\n".join(gpu_lines(stamp))
 
 
 def test_clocks_are_watched(monkeypatch):
@@ -981,8 +996,8 @@ def test_clocks_are_watched(monkeypatch):
         "1500, 3201, 699.0, 61, 0x0000000000000004",
         "[N/A], 1, 1, 1, 0x0",
     ]
-    monkeypatch.setattr(command, "_output", lambda *words: lines.pop(0) if lines else None)
-    watch = command.Clocks(every=0.01)
+    monkeypatch.setattr(stamps, "output", lambda *words: lines.pop(0) if lines else None)
+    watch = clocks.Clocks(every=0.01)
     watch._thread.join()
     text = watch.since_last()
     assert text == (
@@ -995,7 +1010,7 @@ def test_clocks_are_watched(monkeypatch):
 @pytest.mark.gpu
 def test_graphs_and_events_on_a_gpu():
     """What a dry run cannot reach: capture, replay, events, rotating inputs, a failed capture."""
-    machine = Machine(Setting())
+    machine = CudaMachine(Setting())
     with machine.session():
         x, y = (torch.randn(1 << 20, device="cuda") for _ in range(2))
         runs = {
@@ -1008,7 +1023,7 @@ def test_graphs_and_events_on_a_gpu():
         assert prepared["waits"].note.startswith("no graph")
         times = machine.compare(prepared, rounds=5).timings
         assert all(0 < t.median < 1 for t in times.values())
-        call = Replayed(machine, lambda v: v * 3, x)
+        call = machine.replayed(lambda v: v * 3, x)
         assert torch.equal(call(y), y * 3)
         there = moved([torch.randn(2, 3)[:, 1:]], machine.device)[0]
         assert there.stride() == (3, 1) and there.storage_offset() == 1

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from slowfast_kernels.bench import harness
+from slowfast_kernels.bench import compare, harness, stamp
+from slowfast_kernels.testing import relative_l2
 
 
 def test_every_round_runs_everyone_once_in_changing_order(monkeypatch):
@@ -17,8 +18,8 @@ def test_every_round_runs_everyone_once_in_changing_order(monkeypatch):
     clock = itertools.count()
     monkeypatch.setattr(harness.time, "perf_counter", lambda: float(next(clock)))
     runs = {name: lambda name=name: calls.append(name) for name in "abc"}
-    compared = harness.interleaved(runs, rounds=20, warmup=1, progress=False)
-    measured = calls[3:]
+    compared = harness.interleaved(runs, rounds=20, progress=False)
+    measured = calls[6:]  # behind a warm-up and an estimate of each
     rounds = [tuple(measured[i : i + 3]) for i in range(0, 60, 3)]
     assert all(sorted(order) == ["a", "b", "c"] for order in rounds)
     assert len(set(rounds)) > 1
@@ -30,15 +31,22 @@ def test_a_short_call_is_repeated_inside_a_sample(monkeypatch):
     count, clock = itertools.count(), itertools.count()
     # A tenth of a sample passes between two looks at the clock: three calls, the estimate, take it together.
     monkeypatch.setattr(harness.time, "perf_counter", lambda: next(clock) * harness.SAMPLE_SECONDS / 10)
-    compared = harness.interleaved({"x": lambda: next(count)}, rounds=3, warmup=1, progress=False)
+    compared = harness.interleaved({"x": lambda: next(count)}, rounds=3, progress=False)
     timing = compared.timings["x"]
     assert timing.repeats == 30
-    assert next(count) == 1 + 3 + 3 * timing.repeats  # warm-up, estimate, samples
+    assert next(count) == 1 + 1 + 3 + 3 * timing.repeats  # warm-up, estimates, samples
 
 
-def test_the_budget_ends_a_run_but_not_before_five_rounds():
-    compared = harness.interleaved({"x": lambda: None}, rounds=50, budget_s=0.0, progress=False)
-    assert len(compared.timings["x"].samples) == 5
+def test_cold_caches_are_emptied_before_every_call():
+    calls = []
+    machine = harness.CpuMachine(harness.Setting(rounds=4), cold_bytes=1 << 10)
+    contender = harness.Contender("x", [lambda: calls.append(float(machine._ballast[0]))])
+    timing = machine.compare({"x": machine.prepare(contender)}).timings["x"]
+    assert timing.repeats == 1 and calls == [0.0, 1.0, 2.0, 3.0, 4.0]  # the first is the warm-up
+
+
+def test_nothing_is_timed_without_contenders():
+    assert harness.interleaved({}).timings == {}
 
 
 def test_medians_and_ratios():
@@ -56,27 +64,28 @@ def test_medians_and_ratios():
 
 def test_relative_l2():
     x = torch.tensor([3.0, 4.0])
-    assert harness.relative_l2(x, x) == 0.0
-    assert harness.relative_l2(x + torch.tensor([0.0, 0.5]), x) == pytest.approx(0.1)
-    assert harness.relative_l2(np.array([3.0, 4.0]), x) == 0.0
-    assert harness.relative_l2([x, x + 1], [x, x]) > harness.relative_l2([x, x], [x, x])
-    assert harness.relative_l2(torch.zeros(2), torch.zeros(2)) == 0.0
-    assert harness.relative_l2(x, torch.zeros(2)) == float("inf")
+    assert relative_l2(x, x) == 0.0
+    assert relative_l2(x + torch.tensor([0.0, 0.5]), x) == pytest.approx(0.1)
+    assert relative_l2(np.array([3.0, 4.0]), x) == 0.0
+    assert relative_l2([x, x + 1], [x, x]) > relative_l2([x, x], [x, x])
+    assert relative_l2(torch.zeros(2), torch.zeros(2)) == 0.0
+    assert relative_l2(x, torch.zeros(2)) == float("inf")
 
 
 @pytest.mark.parametrize(
     "ours", [torch.full((2,), float("nan")), torch.ones(3), torch.full((2,), float("inf"))]
 )
 def test_a_broken_output_is_red(ours):
-    assert not harness.gate(ours, torch.ones(2)).green
-    assert "RED" in str(harness.gate(ours, torch.ones(2)))
+    gate = harness.Gate(relative_l2(ours, torch.ones(2)), harness.FP32_LIMIT)
+    assert not gate.green and "RED" in str(gate)
 
 
 def test_low_precision_is_measured_against_the_exact_answer():
     exact = torch.ones(4)
-    peer = exact + 0.01
-    assert harness.gate_low_precision(exact - 0.015, peer, exact).green
-    assert not harness.gate_low_precision(exact - 0.025, peer, exact).green
+    machine = harness.CpuMachine(harness.Setting(rounds=1))
+    builders = {str(off): compare.builder(str(off), lambda off=off: exact - off) for off in (0.015, 0.025)}
+    record = compare.compare(machine, builders, exact, exact + 0.01, dtype="bf16")
+    assert [row["green"] for row in record["rows"]] == [True, False]
 
 
 def test_threads_are_put_back():
@@ -89,21 +98,21 @@ def test_threads_are_put_back():
 
 
 def test_the_stamp_says_what_was_measured():
-    stamp = harness.environment()
-    assert {"revision", "torch", "threads", "processor", "isa", "time"} <= stamp.keys()
-    text = "\n".join(harness.stamp_lines(stamp))
-    version = stamp["revision"] or stamp["slowfast_kernels"]
-    assert stamp["torch"] in text and version in text and stamp["isa"] in text
+    found = stamp.environment()
+    assert {"revision", "torch", "threads", "processor", "isa", "time"} <= found.keys()
+    text = "\n".join(stamp.stamp_lines(found))
+    version = found["revision"] or found["slowfast_kernels"]
+    assert found["torch"] in text and version in text and found["isa"] in text
 
 
 def test_outside_of_a_clone_the_version_stands_for_the_revision(monkeypatch):
     """An installed copy may lie in a repository of something else, which has a revision but not these files."""
-    monkeypatch.setattr(harness, "_git", lambda *words: "abc" if words[0] == "rev-parse" else "")
-    harness.revision.cache_clear()
+    monkeypatch.setattr(stamp, "_git", lambda *words: "abc" if words[0] == "rev-parse" else "")
+    stamp.revision.cache_clear()
     try:
-        stamp = {**harness.environment(), "threads": 1, "cores": 1}
+        found = {**stamp.environment(), "threads": 1, "cores": 1}
     finally:
-        harness.revision.cache_clear()
-    text = "\n".join(harness.stamp_lines(stamp))
-    assert stamp["revision"] is None and f"version {stamp['slowfast_kernels']}, " in text
+        stamp.revision.cache_clear()
+    text = "\n".join(stamp.stamp_lines(found))
+    assert found["revision"] is None and f"version {found['slowfast_kernels']}, " in text
     assert "1 core, 1 thread," in text and "unknown" not in text

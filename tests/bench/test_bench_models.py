@@ -9,6 +9,7 @@ import torch
 from slowfast_kernels import backends, ops
 from slowfast_kernels.bench import (
     command,
+    cpu_targets,
     harness,
     memory,
     models,
@@ -16,16 +17,20 @@ from slowfast_kernels.bench import (
     plots,
     roi_peers,
     scaling,
+    stamp,
     targets,
     torchvision_ops,
 )
+from slowfast_kernels.bench.harness import CpuMachine, Setting
 from slowfast_kernels.bench.peer_model import PlainSlowFast, plain_lateral
 from slowfast_kernels.bench.subject import Subject
+from slowfast_kernels.testing import relative_l2
 
 needs_cpu = pytest.mark.skipif(
     backends.unavailable("cpu") is not None, reason=f"no C++ provider: {backends.unavailable('cpu')}"
 )
 SMALL = {"blocks": (1, 2, 1, 1)}
+MACHINE = CpuMachine(Setting(rounds=2))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +47,7 @@ def exact(subject):
 @pytest.mark.parametrize("folded", [False, True])
 def test_the_twin_computes_the_model(subject, exact, folded):
     with torch.inference_mode():
-        assert harness.relative_l2(subject.twin(folded)(*subject.inputs), exact) < 1e-5
+        assert relative_l2(subject.twin(folded)(*subject.inputs), exact) < 1e-5
 
 
 def test_the_twin_is_torch_alone(subject):
@@ -58,7 +63,7 @@ def test_weights_reach_the_outputs(subject, exact):
     branch = twin.slow_stages[3][0].b[0]
     with torch.no_grad():
         branch.weight.mul_(1.05)
-        assert harness.relative_l2(twin(*subject.inputs), exact) > harness.FP32_LIMIT
+        assert relative_l2(twin(*subject.inputs), exact) > harness.FP32_LIMIT
 
 
 def test_other_networks_are_refused(subject):
@@ -77,7 +82,7 @@ def test_runtimes_agree(subject, name):
     inputs = [torch.randn(1, c, t, 6, 5, generator=generator) for c, t in ((64, 2), (8, 8))]
     run = peers.PEERS[name].build(lateral, inputs, "fp32", 1)
     with torch.no_grad():
-        assert harness.relative_l2(run(), lateral(*inputs)) < 1e-5
+        assert relative_l2(run(), lateral(*inputs)) < 1e-5
 
 
 def test_peers_are_chosen_by_name_and_dtype():
@@ -91,7 +96,7 @@ def test_peers_are_chosen_by_name_and_dtype():
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_model_rows(subject, dtype):
     wanted = peers.select("eager_cl3d,autocast_cl3d", dtype)
-    result = models.measure(subject, dtype, wanted=wanted, threads=1, rounds=2, progress=False)
+    result = models.measure(MACHINE, subject, dtype, wanted=wanted)
     rows = {row["who"]: row for row in result["rows"]}
     assert rows["frozen"]["green"] and rows[wanted[0].name]["frozen_faster"] > 0
     assert sum(r["flops"] for r in result["stages"]) == pytest.approx(2 * subject.macs, rel=0.02)
@@ -103,9 +108,8 @@ def test_model_rows(subject, dtype):
 
 @needs_cpu
 def test_part_rows_are_green(subject):
-    setting = targets.Setting(threads=1, rounds=2, progress=False)
-    rows = [targets.fast_stages_row(subject, setting), targets.lateral_row(subject, setting)]
-    rows += [targets.pack_row(setting, frames=8, side=16)]
+    rows = [cpu_targets.fast_stages_row(MACHINE, subject), cpu_targets.lateral_row(MACHINE, subject)]
+    rows += [cpu_targets.pack_row(MACHINE, frames=8, side=16)]
     for row in rows:
         assert row.ratio is not None and row.error <= row.error_limit, row
     assert {"eager", "eager_cl3d_folded", targets.OUR_OP} <= rows[0].also.keys()
@@ -132,8 +136,7 @@ def test_the_peer_of_the_box_head_is_torchvisions(there, monkeypatch):
         monkeypatch.setattr(torchvision_ops, "roi_align", _roi_align)
     else:
         monkeypatch.setattr(torchvision_ops, "load", _not_installed)
-    setting = targets.Setting(threads=1, rounds=2, progress=False)
-    rows = {row.key: row for row in targets.roi_rows(setting, counts=(1, 3), small=True)}
+    rows = {row.key: row for row in cpu_targets.roi_rows(MACHINE, counts=(1, 3), small=True)}
     assert rows["roi vectorised"].ratio is not None
     row = rows["roi torchvision"]
     if there:
@@ -168,7 +171,7 @@ def test_memory_is_told_both_ways(monkeypatch):
         },
     ]
     monkeypatch.setattr(memory, "measure", lambda *a, **k: {"rows": found, "missing": {}})
-    rows = targets.memory_rows(targets.Setting(threads=1))
+    rows = cpu_targets.memory_rows(Setting())
     assert [(r.ratio, r.verdict) for r in rows] == [(4, "met"), (1, "no target")]
     lines = [line.split() for line in targets.table(rows).splitlines() if "MiB" in line]
     assert [line[-8:-2] for line in lines] == [
@@ -178,9 +181,8 @@ def test_memory_is_told_both_ways(monkeypatch):
 
 
 def test_a_red_row_shows_no_ratio():
-    setting = targets.Setting(threads=1, rounds=2, progress=False)
-    runs = {"ours": lambda: torch.ones(2), "peer": lambda: torch.zeros(2)}
-    row = targets.row_of(targets.Row("x", "what", 1.0), runs, "peer", setting)
+    calls = {"ours": lambda: torch.ones(2), "peer": lambda: torch.zeros(2)}
+    row = cpu_targets.row_of(MACHINE, targets.Target("x", "what", 1.0), calls, "peer")
     assert row.ratio is None and not row.met
     assert "parity red" in targets.table([row])
 
@@ -225,7 +227,7 @@ def test_roi_compositions_agree(aligned):
     with backends.use_backend("reference"):
         expected = ops.roi_align3d(maps[:, :, None], rois, 3, 1 / 16, aligned=aligned)[:, :, 0]
     for align in (roi_peers.align_vectorised, roi_peers.align_matmul):
-        assert harness.relative_l2(align(maps, rois, 3, 1 / 16, aligned), expected) < 1e-12
+        assert relative_l2(align(maps, rois, 3, 1 / 16, aligned), expected) < 1e-12
 
 
 @needs_cpu
@@ -269,7 +271,7 @@ def test_command_writes_what_it_prints(tmp_path, capsys):
     ],
 )
 def test_bad_options_are_one_line_before_any_work(words, message, capsys, monkeypatch):
-    monkeypatch.setattr(command.harness, "environment", lambda: pytest.fail("measured before it was refused"))
+    monkeypatch.setattr(stamp, "environment", lambda: pytest.fail("measured before it was refused"))
     try:
         status = command.main([*words, "--quiet"])
     except SystemExit as stop:

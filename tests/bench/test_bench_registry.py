@@ -8,9 +8,11 @@ import torch
 
 from slowfast_kernels import backends
 from slowfast_kernels import ops as public
-from slowfast_kernels.bench import harness, ops, peers, registry, torchvision_ops
+from slowfast_kernels.bench import ops, peers, registry, torchvision_ops
+from slowfast_kernels.bench.harness import Contender, CpuMachine, Setting
 from slowfast_kernels.bench.op_modules import op_module
 from slowfast_kernels.ops._cases import op_names
+from slowfast_kernels.testing import relative_l2
 
 SHRINK = 8
 
@@ -42,7 +44,7 @@ def test_providers_agree_through_the_runner(op):
     args, kwargs = entry.arguments(shrink=SHRINK)
     expected = registry.runner(entry, "reference", args, kwargs)()
     for name in registry.providers(op):
-        assert harness.relative_l2(registry.runner(entry, name, args, kwargs)(), expected) < 1e-5, name
+        assert relative_l2(registry.runner(entry, name, args, kwargs)(), expected) < 1e-5, name
 
 
 def test_packed_weights_are_packed_once(monkeypatch):
@@ -74,7 +76,7 @@ def test_peer_modules_compute_the_op(op):
     expected = registry.runner(entry, "reference", args, kwargs)()
     for name in ("eager", "eager_cl3d"):
         run = peers.PEERS[name].build(module, inputs, "fp32", 1)
-        assert harness.relative_l2(run(), expected) < 1e-5
+        assert relative_l2(run(), expected) < 1e-5
 
 
 def test_bottleneck_module_with_a_shortcut():
@@ -84,21 +86,13 @@ def test_bottleneck_module_with_a_shortcut():
     module, inputs = op_module("bottleneck3d", args, kwargs)  # type: ignore[misc]
     expected = registry.runner(entry, "reference", args, kwargs)()
     with torch.no_grad():
-        assert harness.relative_l2(module(*inputs), expected) < 1e-5
+        assert relative_l2(module(*inputs), expected) < 1e-5
 
 
 def measured(entry, wanted=(), **more):
     ceilings = {"fp32_gflops": 1.0, "bf16_gflops": 1.0, "copy_gbs": 1.0}
-    return ops.measure(
-        entry,
-        wanted=list(wanted),
-        threads=1,
-        rounds=2,
-        progress=False,
-        shrink=SHRINK,
-        ceilings=ceilings,
-        **more,
-    )
+    machine = CpuMachine(Setting(rounds=2))
+    return ops.measure(machine, entry, wanted=list(wanted), shrink=SHRINK, ceilings=ceilings, **more)
 
 
 def test_rows_of_the_table():
@@ -162,7 +156,9 @@ def test_a_wrong_answer_gets_no_speed_up(monkeypatch):
     wanted = peers.select("eager", "fp32", networks=False)
     rows = {r["who"]: r for r in measured(entry, wanted)["rows"]}
     assert not rows["cpu"]["green"] and rows["cpu"]["speedup"] is None and rows["cpu_packed"]["speedup"]
-    monkeypatch.setattr(ops, "_peer", lambda *_: lambda: torch.zeros(1))
+    monkeypatch.setattr(
+        ops, "_peer", lambda machine, peer, *_: Contender(peer.name, [lambda: torch.zeros(1)])
+    )
     result = measured(entry, wanted)
     assert result["best_peer"] is None and "RED" in ops.table([result])
 
@@ -223,7 +219,7 @@ def test_compositions_around_torchvision_compute_the_op(call, dtype, monkeypatch
     module, inputs = op_module(call.op, args, kwargs)
     expected = registry.runner(entry, "reference", args, kwargs)()
     run = peers.PEERS["torchvision"].build(module, inputs, dtype, 1)
-    assert harness.relative_l2(run(), expected) < (1e-5 if dtype == "fp32" else 1e-2)
+    assert relative_l2(run(), expected) < (1e-5 if dtype == "fp32" else 1e-2)
 
 
 def _roi_align(maps, rois, bins, scale, ratio, aligned):
@@ -240,7 +236,7 @@ def test_torchvision_loads_beside_a_cpu_build():
     maps, rois = torch.randn(2, 3, 9, 11), torch.tensor([[0.0, 3, 5, 100, 90], [1, -30, -20, 40, 400]])
     for aligned in (True, False):
         found = torchvision_ops.roi_align(maps, rois, (3, 2), 1 / 16, 0, aligned)
-        assert harness.relative_l2(found, _roi_align(maps, rois, (3, 2), 1 / 16, 0, aligned)) < 1e-5
+        assert relative_l2(found, _roi_align(maps, rois, (3, 2), 1 / 16, 0, aligned)) < 1e-5
 
 
 @pytest.mark.parametrize(

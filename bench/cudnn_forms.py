@@ -1,12 +1,9 @@
-"""What the GPU is measured against: other ways to run the same layers with PyTorch and cuDNN.
+"""PyTorch's own ways to use cuDNN well, as the GPU's peers: convolutions on 2-D views, and with fused epilogues.
 
-eager       torch's own layers, channels_last_3d memory, ``cudnn.benchmark``; batch norms as trained.
-views       the same with every convolution and pool that allows it as a 2-D one on a free view of the memory:
-            1xkxk on [N*T, C, H, W], kx1x1 on [N, C, T, H*W]. cuDNN's best engines are 2-D.
+views_2d    every convolution and pool that allows it as a 2-D one on a free view of the memory: 1xkxk on
+            [N*T, C, H, W], kx1x1 on [N, C, T, H*W]. cuDNN's best engines are 2-D.
 fused       batch norms folded, the same views, ``cudnn_convolution_relu`` and ``cudnn_convolution_add_relu``
             wherever they beat the convolution followed by the rest, which the first call times.
-compile     ``torch.compile`` of the folded form, as it is and as "max-autotune"; without CUDA graphs and captured.
-torchvision ``roi_head_pool`` composed from torchvision's CUDA operator.
 
 Modules come from ``bench.peer_model`` (parts of a network) and ``bench.op_modules`` (single ops, folded). Where
 there is no cuDNN the fused form computes the same with separate layers, so that it can be checked anywhere.
@@ -24,19 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slowfast_kernels import autotune
-from slowfast_kernels.bench import op_modules, peer_model, roi_peers
+from slowfast_kernels.bench import op_modules, peer_model
 from slowfast_kernels.ops._registration import as_triple
-
-EAGER, VIEWS, FUSED = "eager_cl3d", "views_2d", "fused_cudnn"
-
-#: torch.compile's modes by the peer's name. CUDA graphs are captured by the harness for each: the mode
-#: "max-autotune" is the same code captured by Inductor, at the price of compiling it all again.
-COMPILED = {"compile": "default", "compile_autotune": "max-autotune-no-cudagraphs"}
-
-
-class Unavailable(RuntimeError):
-    """A peer that cannot run here; the message says why."""
-
 
 # --- convolutions as 2-D ones ------------------------------------------------------------------------------
 
@@ -251,82 +237,3 @@ def fused(module: nn.Module) -> nn.Module:
     for name, child in module.named_children():
         setattr(module, name, fused(child))
     return module
-
-
-# --- a module as a peer --------------------------------------------------------------------------------------
-
-
-def placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A copy in eval mode on the device, weights in ``dtype`` and channels_last_3d memory."""
-    module = copy.deepcopy(module).eval().requires_grad_(False).to(device, dtype)
-    # torch's own annotations of Module.to leave memory_format alone out
-    return module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload, no-any-return]
-
-
-def channels_last(inputs: Sequence[Tensor]) -> list[Tensor]:
-    """5-D tensors in channels_last_3d memory."""
-    return [x.contiguous(memory_format=torch.channels_last_3d) if x.dim() == 5 else x for x in inputs]
-
-
-def forms(plain: nn.Module, folded: nn.Module) -> dict[str, Callable[[], nn.Module]]:
-    """Peers of a module by name, built on demand: ``plain`` has its batch norms, ``folded`` has not."""
-    return {EAGER: lambda: plain, VIEWS: lambda: views_2d(plain), FUSED: lambda: fused(folded)}
-
-
-def compiled(module: nn.Module, mode: str, inputs: Sequence[Tensor], dry: bool) -> Callable[..., Any]:
-    """The module through torch.compile, without CUDA graphs; raises Unavailable. A dry run compiles with the "eager"
-    backend, which traces and generates no code."""
-    torch._dynamo.reset()
-    try:
-        how: dict[str, Any] = {"backend": "eager"} if dry else {"mode": mode}
-        made = torch.compile(module, dynamic=False, **how)
-        with torch.inference_mode():
-            for _ in range(2):
-                made(*inputs)
-    except Exception as error:  # no compiler, or a pass that fails on this torch: of any class
-        raise Unavailable(f"torch.compile: {(str(error).strip().splitlines() or ['failed'])[0]}") from error
-
-    def call(*values: Tensor) -> Any:
-        with torch.inference_mode():
-            return made(*values)
-
-    return call
-
-
-# --- input and detection head --------------------------------------------------------------------------------
-
-
-class TorchPack:
-    """Normalise and split as SlowFast training code does, on the device of the frames."""
-
-    def __init__(
-        self, frames: int, alpha: int, mean: Sequence[float], std: Sequence[float], device: torch.device
-    ) -> None:
-        self.mean, self.std = (torch.tensor(v, device=device) for v in (mean, std))
-        self.index = torch.linspace(0, frames - 1, frames // alpha, device=device).long()
-
-    def __call__(self, frames: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        x = frames.to(torch.float32).div_(255.0).sub_(self.mean).div_(self.std)
-        fast = x.permute(0, 4, 1, 2, 3).to(dtype)
-        return fast.index_select(2, self.index), fast
-
-
-def torchvision_align() -> roi_peers.Align:
-    """torchvision's operator as the head's RoIAlign; raises Unavailable."""
-    try:
-        from torchvision.ops import roi_align
-    except Exception as error:  # not installed, or built for another torch: RuntimeError while importing
-        raise Unavailable(f"torchvision: {(str(error).strip().splitlines() or ['missing'])[0]}") from error
-
-    def align(maps: Tensor, rois: Tensor, bins: int, scale: float, aligned: bool) -> Tensor:
-        return roi_align(maps, rois.to(maps), bins, scale, sampling_ratio=0, aligned=aligned)
-
-    return align
-
-
-#: Ways to align, for `roi_peers.head_pool`.
-ALIGNS: dict[str, Callable[[], roi_peers.Align]] = {
-    "torchvision": torchvision_align,
-    "torch_vectorised": lambda: roi_peers.align_vectorised,
-    "torch_matmul": lambda: roi_peers.align_matmul,
-}

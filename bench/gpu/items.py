@@ -1,0 +1,28 @@
+"""Pieces of work of a part, and how several processes share them out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Item:
+    """A piece of work of a part; a worker that dies is started again behind it.
+
+    alone: takes as long as it is given: where several processes share a part out, one of them does nothing else.
+    """
+
+    key: str
+    run: Callable[[], list[dict[str, Any]]]
+    alone: bool = False
+
+
+def shared(items: Sequence[Item], share: tuple[int, int]) -> list[Item]:
+    """The items of process i of n."""
+    i, n = share
+    alone, rest = ([item for item in items if item.alone is flag] for flag in (True, False))
+    if n <= len(alone):  # what takes all the time comes last
+        return [*rest, *alone][i::n]
+    return [alone[i]] if i < len(alone) else rest[i - len(alone) :: n - len(alone)]
