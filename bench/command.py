@@ -123,7 +123,8 @@ def _run(args: argparse.Namespace, threads: int, words: Sequence[str]) -> int:
         written += found.plot(args.plot, where)
     if args.save:
         command = shlex.join(["slowfast-kernels", "bench", *words])
-        page = store.markdown(args.kind, stamped, ceilings, found.page, command)
+        text = found.page or f"```text\n{found.text}\n```"
+        page = store.markdown(args.kind, stamped, ceilings, text, command)
         folder = store.save(args.kind, document, page)
         written += [folder / f"{args.kind}.json", folder / f"{args.kind}.md"]
         written += found.plot(folder / f"{args.kind}.png", where)
@@ -139,22 +140,31 @@ def _profile(args: argparse.Namespace, words: Sequence[str]) -> int:
     return 0
 
 
+@dataclass
 class Found:
     """Outcome of one kind: text, data for JSON, how to draw it, and the text of its page (default: the text)."""
 
-    def __init__(
-        self, text: str, data: Mapping[str, Any], plot: Callable[[Path, str], list[Path]], page: str = ""
-    ) -> None:
-        self.text, self.data, self._plot = text, dict(data), plot
-        self.page = page or f"```text\n{text}\n```"
+    text: str
+    data: Mapping[str, Any]
+    draw: Callable[[Path, str], list[Path]]
+    page: str = ""
 
     def plot(self, path: Path, where: str) -> list[Path]:
         """Draw the pictures, `where` (the machine) in their titles; returns the files written."""
         try:
-            return self._plot(path, where)
+            return self.draw(path, where)
         except MissingExtra as error:
             sys.stderr.write(f"no picture: {error}\n")
             return []
+
+
+Results = list[dict[str, Any]]
+
+
+def _found(
+    results: Results, table: Callable[[Results], str], draw: Callable[[Path, Results, str], list[Path]]
+) -> Found:
+    return Found(table(results), {"results": results}, lambda path, where: draw(path, results, where))
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -210,14 +220,9 @@ def _peers(args: argparse.Namespace, dtype: str) -> list[peers.Peer]:
     return [] if args.peers == "none" else peers.select(args.peers, dtype, networks=args.kind != "ops")
 
 
-def _subject(args: argparse.Namespace) -> Subject:
-    return Subject(args.model, batch=args.batch, frames=args.frames, crop=args.crop)
-
-
 def _setting(args: argparse.Namespace, threads: int) -> harness.Setting:
-    rounds, progress = args.runs, args.progress
-    return harness.Setting(getattr(args, "model", harness.Setting.model), crop=getattr(args, "crop", None),
-                           rounds=rounds, threads=threads, progress=progress)  # fmt: skip
+    given = {name: getattr(args, name) for name in ("model", "crop", "frames") if hasattr(args, name)}
+    return harness.Setting(rounds=args.runs, threads=threads, progress=args.progress, **given)
 
 
 def _targets(args: argparse.Namespace, threads: int, ceilings: Mapping[str, Any] | None) -> Found:
@@ -227,25 +232,24 @@ def _targets(args: argparse.Namespace, threads: int, ceilings: Mapping[str, Any]
         targets.table(rows),
         {"network": network, "rows": [row.to_dict() for row in rows]},
         lambda path, where: plots.targets(path, rows, f"{network}\n{where}"),
-        page=targets.markdown(rows, network),
+        targets.markdown(rows, network),
     )
 
 
 def _models(args: argparse.Namespace, threads: int, ceilings: Mapping[str, Any] | None) -> Found:
-    machine, subject = harness.CpuMachine(_setting(args, threads), warmup=0), _subject(args)
+    machine = harness.CpuMachine(_setting(args, threads), warmup=0)
+    subject = Subject(args.model, batch=args.batch, frames=args.frames, crop=args.crop)
     results = [
         models.measure(machine, subject, dtype, wanted=_peers(args, dtype), ceilings=ceilings)
         for dtype in args.dtypes
     ]
-    parts = [models.table(results)]
-    parts += [f"{r['model']} {r['dtype']}, frozen\n{models.stage_table(r)}" for r in results]
 
-    def plot(path: Path, where: str) -> list[Path]:
+    def draw(path: Path, results: Results, where: str) -> list[Path]:
         """The roofline, and the bars beside it."""
         made = plots.roofline(path, results, ceilings, where=where) if ceilings else []
         return made + plots.models(path.with_name(f"{path.stem}-peers{path.suffix}"), results, where)
 
-    return Found("\n\n".join(parts), {"results": results}, plot)
+    return _found(results, models.tables, draw)
 
 
 def _ops(args: argparse.Namespace, threads: int, ceilings: Mapping[str, Any] | None) -> Found:
@@ -254,36 +258,20 @@ def _ops(args: argparse.Namespace, threads: int, ceilings: Mapping[str, Any] | N
         ops.measure(machine, entry, wanted=_peers(args, entry.dtype), cold=args.cold, ceilings=ceilings)
         for entry in tqdm(args.entries, desc="ops", unit="call", disable=not args.progress, leave=False)
     ]
-    return Found(
-        ops.table(results), {"results": results}, lambda path, where: plots.ops(path, results, where)
-    )
+    return _found(results, ops.table, plots.ops)
 
 
 def _scaling(args: argparse.Namespace, threads: int, ceilings: Mapping[str, Any] | None) -> Found:
-    results = [
-        scaling.measure(args.model, dtype, crop=args.crop, rounds=args.runs, progress=args.progress)
-        for dtype in args.dtypes
-    ]
-    return Found(
-        scaling.table(results), {"results": results}, lambda path, where: plots.scaling(path, results, where)
-    )
+    setting = _setting(args, threads)
+    return _found([scaling.measure(setting, d) for d in args.dtypes], scaling.table, plots.scaling)
 
 
 def _memory(args: argparse.Namespace, threads: int, ceilings: Mapping[str, Any] | None) -> Found:
-    size = {"batch": args.batch, "frames": args.frames, "crop": args.crop}
-    results = [
-        memory.measure(
-            args.model,
-            dtype,
-            who=[targets.FROZEN, *(p.name for p in _peers(args, dtype))],
-            threads=threads,
-            **size,
-        )
-        for dtype in args.dtypes
-    ]
-    return Found(
-        memory.table(results), {"results": results}, lambda path, where: plots.memory(path, results, where)
-    )
+    setting, results = _setting(args, threads), []
+    for dtype in args.dtypes:
+        who = [targets.FROZEN, *(p.name for p in _peers(args, dtype))]
+        results.append(memory.measure(setting, dtype, who, batch=args.batch))
+    return _found(results, memory.table, plots.memory)
 
 
 #: Every option by name; a kind lists those that mean something to it.

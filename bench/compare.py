@@ -48,11 +48,7 @@ class Run:
     compared: Comparison = field(default_factory=Comparison)
 
     def record(
-        self,
-        errors: Mapping[str, float],
-        limit: float,
-        base: str = "",
-        **about: Any,
+        self, errors: Mapping[str, float], limit: float, base: str = "", **about: Any
     ) -> dict[str, Any]:
         """One row for each contender that ``errors`` names, a reason for each that is missing.
 

@@ -138,13 +138,12 @@ def pack_row(machine: Machine, frames: int = 32, side: int = 256) -> Row:
     what = f"pack_pathways on {frames} frames of {side}x{side}, against the torch expression"
     generator = torch.Generator().manual_seed(4)
     pixels = torch.randint(0, 256, (1, frames, side, side, 3), dtype=torch.uint8, generator=generator)
-    forms = {
-        OURS: ops.pack_pathways,
-        "torch": peers.torch_pack,
-        "torch in place": peers.torch_pack_in_place,
-    }
     given = (pixels, 4, (0.45, 0.45, 0.45), (0.225, 0.225, 0.225))
-    calls = {name: functools.partial(form, *given) for name, form in forms.items()}  # type: ignore[operator]
+    calls: dict[str, Call] = {
+        OURS: lambda: ops.pack_pathways(*given),
+        "torch": lambda: peers.torch_pack(*given),
+        "torch in place": lambda: peers.torch_pack(*given, in_place=True),
+    }
     return row_of(machine, Target("pack", what, 4.0), calls, "torch")
 
 
@@ -254,7 +253,7 @@ def memory_rows(setting: Setting) -> list[Row]:
         ),
     }
     who = (FROZEN, "eager_cl3d", "eager")
-    result = memory.measure(setting.model, "fp32", who=who, threads=setting.threads, crop=setting.crop)
+    result = memory.measure(setting, "fp32", who)
     found: dict[str, Record] = {r["who"]: r for r in result["rows"]}
     ours, peer, other = (found.get(name) for name in who)
     rows = []

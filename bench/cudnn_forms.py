@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -91,26 +91,21 @@ class ViewConv(nn.Module):
         return v.leave(y, x)
 
 
-def max_pool(x: Tensor, window: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Tensor:
-    """Max-pool of [N, C, T, H, W], on a 2-D view if it leaves the frames alone."""
-    window, stride, padding = tuple(window), tuple(stride), tuple(padding)
-    if (window[0], stride[0], padding[0]) != (1, 1, 0):
-        return F.max_pool3d(x, window, stride, padding)
-    n, c, t, h, w = x.shape
-    flat = _rows(x).view(n * t, h, w, c).permute(0, 3, 1, 2)
-    y = F.max_pool2d(flat, window[1:], stride[1:], padding[1:]).permute(0, 2, 3, 1)
-    return y.reshape(n, t, *y.shape[1:3], c).permute(0, 4, 1, 2, 3)
-
-
 class ViewPool(nn.Module):
-    """A MaxPool3d computed as a 2-D one on a view, where that is possible."""
+    """A max-pool of [N, C, T, H, W], on a 2-D view if it leaves the frames alone."""
 
-    def __init__(self, pool: nn.MaxPool3d) -> None:
+    def __init__(self, window: Any, stride: Any, padding: Any) -> None:
         super().__init__()
-        self.settings = [as_triple(v, "pool") for v in (pool.kernel_size, pool.stride, pool.padding)]
+        self.settings = [as_triple(v, "pool") for v in (window, stride, padding)]
 
     def forward(self, x: Tensor) -> Tensor:
-        return max_pool(x, *self.settings)
+        window, stride, padding = map(tuple, self.settings)
+        if (window[0], stride[0], padding[0]) != (1, 1, 0):
+            return F.max_pool3d(x, window, stride, padding)
+        n, c, t, h, w = x.shape
+        flat = _rows(x).view(n * t, h, w, c).permute(0, 3, 1, 2)
+        y = F.max_pool2d(flat, window[1:], stride[1:], padding[1:]).permute(0, 2, 3, 1)
+        return y.reshape(n, t, *y.shape[1:3], c).permute(0, 4, 1, 2, 3)
 
 
 def views_2d(module: nn.Module) -> nn.Module:
@@ -118,7 +113,7 @@ def views_2d(module: nn.Module) -> nn.Module:
     if isinstance(module, nn.Conv3d):
         return ViewConv(copy.deepcopy(module))
     if isinstance(module, nn.MaxPool3d):
-        return ViewPool(module)
+        return ViewPool(module.kernel_size, module.stride, module.padding)
     module = copy.deepcopy(module)
     for name, child in module.named_children():
         setattr(module, name, views_2d(child))
@@ -156,20 +151,19 @@ class FusedConv(nn.Module):
 
     def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
         v = self.view
-        flat, added = v.enter(x), None if z is None else v.enter(z)
-        arguments = (flat, self.weight, self.bias, v, added, self.relu)
+        added = None if z is None else v.enter(z)
+        call = functools.partial(_conv, v.enter(x), self.weight, self.bias, v, added, self.relu)
         if self.whole is None:
-            self.whole = x.is_cuda and self.relu and self._whole_is_faster(arguments)
-        return v.leave(_conv(*arguments, self.whole), x)
+            self.whole = x.is_cuda and self.relu and _whole_is_faster(call)
+        return v.leave(call(self.whole), x)
 
-    @staticmethod
-    def _whole_is_faster(arguments: tuple[Any, ...]) -> bool:
-        call: Callable[..., Any] = functools.partial(_conv, *arguments)
-        try:
-            whole = autotune.time_call(functools.partial(call, whole=True), 5)
-        except RuntimeError:  # no such engine: 3-D kernels, odd channel counts
-            return False
-        return whole <= autotune.time_call(functools.partial(call, whole=False), 5)
+
+def _whole_is_faster(call: Callable[[bool], Any]) -> bool:
+    try:
+        whole, parts = (autotune.time_call(functools.partial(call, how), 5) for how in (True, False))
+    except RuntimeError:  # no such engine: 3-D kernels, odd channel counts
+        return False
+    return whole <= parts
 
 
 class FusedBlock(nn.Module):
@@ -184,18 +178,6 @@ class FusedBlock(nn.Module):
         return self.c(self.b(self.a(x)), x if self.shortcut is None else self.shortcut(x))
 
 
-class FusedStem(nn.Module):
-    """Convolution with ReLU, and the max-pool."""
-
-    def __init__(self, conv: nn.Module, relu: bool, pool: Callable[[Tensor], Tensor] | None) -> None:
-        super().__init__()
-        self.conv, self.pool = FusedConv(conv, relu), pool
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv(x)
-        return y if self.pool is None else self.pool(y)
-
-
 class FusedLateral(nn.Module):
     """Convolution with ReLU, and the concatenation."""
 
@@ -207,18 +189,15 @@ class FusedLateral(nn.Module):
         return torch.cat([slow, self.conv(fast)], dim=1)
 
 
-def _pool(x: Tensor) -> Tensor:
-    return max_pool(x, (1, 3, 3), (1, 2, 2), (0, 1, 1))
-
-
 def _fused_one(module: nn.Module) -> nn.Module | None:
     """The fused form of a layer that is known as a whole, else None."""
     if isinstance(module, peer_model.PlainBlock | op_modules._Block):
         return FusedBlock(module)
     if isinstance(module, peer_model.PlainStem):
-        return FusedStem(module.conv, True, ViewPool(module.pool))
+        return nn.Sequential(FusedConv(module.conv, True), views_2d(module.pool))
     if isinstance(module, op_modules._Stem):
-        return FusedStem(module.conv, module.relu, _pool if module.pool else None)
+        pools = [ViewPool((1, 3, 3), (1, 2, 2), (0, 1, 1))] if module.pool else []
+        return nn.Sequential(FusedConv(module.conv, module.relu), *pools)
     if isinstance(module, peer_model.PlainLateral):
         return FusedLateral(module.conv, isinstance(module.relu, nn.ReLU))
     if isinstance(module, op_modules._Lateral):

@@ -11,7 +11,6 @@ R1: the weights as this contender holds them (VmRSS). It resets the kernel's hig
             form of a weight, are charged to whoever keeps them
 """
 
-import argparse
 import contextlib
 import ctypes
 import functools
@@ -25,6 +24,7 @@ from typing import Any
 
 from slowfast_kernels import models, report
 from slowfast_kernels.bench import peers
+from slowfast_kernels.bench.harness import Setting
 from slowfast_kernels.bench.tables import mebibytes, times_faster
 from slowfast_kernels.bench.targets import FROZEN
 
@@ -36,21 +36,21 @@ LEGEND = (
 
 
 def measure(
-    name: str,
-    dtype: str,
-    *,
-    who: Sequence[str],
-    threads: int,
-    calls: int = 3,
-    batch: int = 1,
-    frames: int | None = None,
-    crop: int | None = None,
+    setting: Setting, dtype: str, who: Sequence[str], *, calls: int = 3, batch: int = 1
 ) -> dict[str, Any]:
     """Rows {who, weight_bytes, loaded_bytes, peak_bytes, strict_bytes}, see the module."""
     rows, missing = [], {}
     for contender in who:
-        numbers = map(str, (threads, calls, batch, frames or 0, crop or 0))
-        command = [sys.executable, "-m", "slowfast_kernels.bench.memory", name, contender, dtype, *numbers]
+        numbers = map(str, (setting.threads, calls, batch, setting.frames or 0, setting.crop or 0))
+        command = [
+            sys.executable,
+            "-m",
+            "slowfast_kernels.bench.memory",
+            setting.model,
+            contender,
+            dtype,
+            *numbers,
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             missing[contender] = (done.stderr.strip().splitlines() or ["failed"])[-1]
@@ -61,14 +61,14 @@ def measure(
         for kind in ("peak", "strict"):
             least = ours[f"{kind}_bytes"] if ours else 0
             row[f"{kind}_to_ours"] = row[f"{kind}_bytes"] / least if least > 0 else None
-    size = models.configure(name).input
+    size = models.configure(setting.model).input
     return {
-        "model": name,
+        "model": setting.model,
         "dtype": dtype,
         "batch": batch,
-        "frames": frames or size.frames,
-        "crop": crop or size.crop,
-        "threads": threads,
+        "frames": setting.frames or size.frames,
+        "crop": setting.crop or size.crop,
+        "threads": setting.threads,
         "rows": rows,
         "missing": missing,
     }
@@ -90,24 +90,19 @@ def settle() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def _child(argv: Sequence[str]) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(prog="slowfast_kernels.bench.memory")
-    for word in ("model", "who", "dtype"):
-        parser.add_argument(word)
-    for word in ("threads", "calls", "batch", "frames", "crop"):
-        parser.add_argument(word, type=int)
-    args = parser.parse_args(argv)
+def _child(name: str, who: str, dtype: str, *numbers: str) -> dict[str, Any]:
     import torch
 
     from slowfast_kernels import freeze, models
     from slowfast_kernels.bench.peer_model import PlainSlowFast
     from slowfast_kernels.bench.subject import DTYPES, clips
 
-    torch.set_num_threads(args.threads)
+    threads, calls, batch, frames, crop = map(int, numbers)
+    torch.set_num_threads(threads)
     # create() alone: batch norms as after training would change no buffer's size.
-    overrides = {k: v for k, v in (("frames", args.frames), ("crop", args.crop)) if v}
-    config = models.configure(args.model, activation="none", **overrides)
-    inputs = clips(config, args.batch, torch.Generator().manual_seed(0))
+    overrides = {k: v for k, v in (("frames", frames), ("crop", crop)) if v}
+    config = models.configure(name, activation="none", **overrides)
+    inputs = clips(config, batch, torch.Generator().manual_seed(0))
     x = torch.randn(1, 8, 4, 16, 16)
     with torch.inference_mode():
         torch.nn.Conv3d(8, 8, 3)(x)
@@ -117,18 +112,18 @@ def _child(argv: Sequence[str]) -> dict[str, Any]:
     model = models.build(config).eval()
     elements = sum(t.numel() for t in model.state_dict().values())
     call: Callable[[], Any]
-    if args.who == FROZEN:
-        frozen = freeze(model, DTYPES[args.dtype])
+    if who == FROZEN:
+        frozen = freeze(model, DTYPES[dtype])
         call = functools.partial(frozen, inputs if len(inputs) > 1 else inputs[0])
-        size = 2 if args.dtype == "bf16" else 4
+        size = 2 if dtype == "bf16" else 4
     else:
-        peer = peers.PEERS[args.who]
-        call = peer.build(PlainSlowFast(model, fold=peer.folded), inputs, args.dtype, args.threads)
+        peer = peers.PEERS[who]
+        call = peer.build(PlainSlowFast(model, fold=peer.folded), inputs, dtype, threads)
         size = 4  # peers keep float32 weights and cast them in the call
     del model
     settle()
     loaded = resident("VmRSS")
-    for _ in range(args.calls):
+    for _ in range(calls):
         call()
     peak = resident("VmHWM")
     weights = elements * size
@@ -161,4 +156,4 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(_child(sys.argv[1:])) + "\n")
+    sys.stdout.write(json.dumps(_child(*sys.argv[1:])) + "\n")

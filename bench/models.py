@@ -158,3 +158,9 @@ def stage_table(result: Mapping[str, Any]) -> str:
         ("sum", "", "", milliseconds(total), "", "", milliseconds(least_sum), percent(least_sum / total))
     )
     return "\n".join([report.table(rows, STAGE_HEADER), *report.wrapped([DIRECT_FLOOR])])
+
+
+def tables(results: Sequence[Mapping[str, Any]]) -> str:
+    """The table, and where the time of each frozen model goes."""
+    stages = [f"{r['model']} {r['dtype']}, frozen\n{stage_table(r)}" for r in results]
+    return "\n\n".join([table(results), *stages])

@@ -59,7 +59,6 @@ class Peer:
     build: Callable[[nn.Module, Sequence[Tensor], str, int], Run]
     folded: bool = False
     roi: bool = False
-    note: str = ""
 
     def runs(self, op: str) -> bool:
         """Whether a single op has a form for this peer."""
@@ -207,37 +206,19 @@ def _openvino(module: nn.Module, inputs: Sequence[Tensor], dtype: str, threads: 
     return run
 
 
-#: Every peer by name.
+#: Every peer of a CPU by name.
 PEERS: dict[str, Peer] = {
     peer.name: peer
     for peer in (
-        Peer("eager", ("fp32",), _eager, note="torch eager, NCDHW memory"),
-        Peer("eager_cl3d", ("fp32",), _eager_channels_last, note="torch eager, channels_last_3d memory"),
-        Peer(
-            "eager_cl3d_folded",
-            ("fp32",),
-            _eager_channels_last,
-            folded=True,
-            note="torch eager, channels_last_3d memory, batch norms folded",
-        ),
-        Peer("autocast_cl3d", ("bf16",), _autocast, note="torch autocast to bf16, channels_last_3d memory"),
-        Peer(
-            "autocast_cl3d_folded",
-            ("bf16",),
-            _autocast,
-            folded=True,
-            note="torch autocast to bf16, channels_last_3d memory, batch norms folded",
-        ),
-        Peer("compile", ("fp32", "bf16"), _compiled, note="torch.compile with freezing, channels_last_3d"),
-        Peer("onnxruntime", ("fp32",), _onnxruntime, folded=True, note="ONNX Runtime, CPU provider"),
-        Peer("openvino", ("fp32", "bf16"), _openvino, folded=True, note="OpenVINO CPU, latency hint"),
-        Peer(
-            "torchvision",
-            ("fp32", "bf16"),
-            _torchvision,
-            roi=True,
-            note="torch around torchvision's compiled RoIAlign",
-        ),
+        Peer("eager", ("fp32",), _eager),  # NCDHW memory
+        Peer("eager_cl3d", ("fp32",), _eager_channels_last),
+        Peer("eager_cl3d_folded", ("fp32",), _eager_channels_last, folded=True),
+        Peer("autocast_cl3d", ("bf16",), _autocast),
+        Peer("autocast_cl3d_folded", ("bf16",), _autocast, folded=True),
+        Peer("compile", ("fp32", "bf16"), _compiled),
+        Peer("onnxruntime", ("fp32",), _onnxruntime, folded=True),
+        Peer("openvino", ("fp32", "bf16"), _openvino, folded=True),
+        Peer("torchvision", ("fp32", "bf16"), _torchvision, roi=True),
     )
 }
 
@@ -305,35 +286,27 @@ def gpu_forms(plain: nn.Module, folded: nn.Module) -> dict[str, Callable[[], nn.
 
 
 def torch_pack(
-    frames: Tensor, alpha: int, mean: Sequence[float], std: Sequence[float]
+    frames: Tensor, alpha: int, mean: Sequence[float], std: Sequence[float], in_place: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Normalise and split as SlowFast training code does, step by step."""
-    x = frames.float() / 255.0
-    x = (x - torch.tensor(mean)) / torch.tensor(std)
-    fast = x.permute(0, 4, 1, 2, 3)
-    index = torch.linspace(0, frames.shape[1] - 1, frames.shape[1] // alpha).long()
-    return fast.index_select(2, index), fast
-
-
-def torch_pack_in_place(
-    frames: Tensor, alpha: int, mean: Sequence[float], std: Sequence[float]
-) -> tuple[Tensor, Tensor]:
-    """The same with the constants put together and no temporaries."""
-    scale = 1 / (255 * torch.tensor(std))
-    x = frames.to(torch.float32).mul_(scale).sub_(torch.tensor(mean) / torch.tensor(std))
+    """Normalise and split as SlowFast training code does, step by step; or with the constants put together and no
+    temporaries."""
+    if in_place:
+        scale = 1 / (255 * torch.tensor(std))
+        x = frames.to(torch.float32).mul_(scale).sub_(torch.tensor(mean) / torch.tensor(std))
+    else:
+        x = (frames.float() / 255.0 - torch.tensor(mean)) / torch.tensor(std)
     fast = x.permute(0, 4, 1, 2, 3)
     index = torch.linspace(0, frames.shape[1] - 1, frames.shape[1] // alpha).long()
     return fast.index_select(2, index), fast
 
 
 class TorchPack:
-    """Normalise and split as SlowFast training code does, on the device of the frames."""
+    """The same on a GPU: constants made once, no temporaries."""
 
-    def __init__(
-        self, frames: int, alpha: int, mean: Sequence[float], std: Sequence[float], device: torch.device
-    ) -> None:
-        self.mean, self.std = (torch.tensor(v, device=device) for v in (mean, std))
-        self.index = torch.linspace(0, frames - 1, frames // alpha, device=device).long()
+    def __init__(self, frames: Tensor, alpha: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.mean, self.std = (torch.tensor(v, device=frames.device) for v in (mean, std))
+        t = frames.shape[1]
+        self.index = torch.linspace(0, t - 1, t // alpha, device=frames.device).long()
 
     def __call__(self, frames: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         x = frames.to(torch.float32).div_(255.0).sub_(self.mean).div_(self.std)

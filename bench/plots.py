@@ -43,6 +43,23 @@ def _save(figure: Any, path: PathLike) -> list[Path]:
     return [Path(path)]
 
 
+def _panels(count: int, width: float, height: float) -> tuple[Any, Any]:
+    """A figure of so many axes side by side, their sizes in inches, and the axes."""
+    figure, axes = _pyplot().subplots(1, count, figsize=(width * count, height), dpi=110, squeeze=False)
+    for one in axes[0]:
+        one.spines[["top", "right"]].set_visible(False)
+    return figure, axes[0]
+
+
+def _legend_below(axes: Any, y: float, **more: Any) -> None:
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, y), **more)
+
+
+def _beside(axes: Any, x: float, y: float, text: str) -> None:
+    """A label to the right of the end of a bar."""
+    axes.annotate(text, (x, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8)
+
+
 def machine(stamp: Mapping[str, Any]) -> str:
     """The machine and its software for a title."""
     cores = report.count(stamp["cores"], "core")
@@ -68,18 +85,13 @@ def _ratio_bars(
     axes.barh(places, [r - 1 for r in ratios], left=1, height=0.7, **bars)
     low, high = min([*ratios, 0.8]), max([*ratios, 1.5])
     for y, ratio, label in zip(places, ratios, labels, strict=True):
-        axes.annotate(
-            label, (max(ratio, 1), y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8
-        )
+        _beside(axes, max(ratio, 1), y, label)
     axes.set_yticks(places, names, fontsize=8)
     axes.set(xscale="log", xlim=(low / 1.15, high * (high / low) ** 0.45), ylim=(-0.6, len(names) - 0.4))
-    ticks = [
-        t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if low / 1.15 <= t <= high * 1.5
-    ]
+    ticks = [m * 10**e for e in range(-1, 4) for m in (1, 2, 5) if low / 1.15 <= m * 10**e <= high * 1.5]
     axes.set_xticks(ticks, [f"{t:g}x" for t in ticks])
     axes.minorticks_off()
     axes.axvline(1, color="black", linewidth=1)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def roofline(
@@ -98,11 +110,11 @@ def roofline(
     plt = _pyplot()
     from matplotlib.lines import Line2D
 
-    figure, panels = plt.subplots(1, len(results), figsize=(8 * len(results), 5.6), dpi=110, squeeze=False)
+    figure, panels = _panels(len(results), 8, 5.6)
     rows = [r for result in results for r in result["stages"] if _drawable(r)]
     stages, ops = sorted({_stage(r) for r in rows}), sorted({r["op"] for r in rows})
     colours = {stage: plt.get_cmap("tab10")(i % 10) for i, stage in enumerate(stages)}
-    for axes, result, title in zip(panels[0], results, titles or [_of(r) for r in results], strict=True):
+    for axes, result, title in zip(panels, results, titles or [_of(r) for r in results], strict=True):
         _roofline(axes, result, ceilings, colours)
         axes.set_title(f"{title}, {result['dtype']}" if not titles else title, fontsize=10)
 
@@ -116,27 +128,14 @@ def roofline(
             mark("Fast: black edge", color="white", markeredgecolor="black"),
             mark("all others: white edge"),
         ],
-        "share of the time (area)": [
-            mark(f"{share:.0%}", markersize=_area(share) ** 0.5) for share in (0.01, 0.05, 0.2)
-        ],
+        "share of the time (area)": [mark(f"{s:.0%}", markersize=_area(s) ** 0.5) for s in (0.01, 0.05, 0.2)],
     }
-    for i, (name, handles) in enumerate(legends.items()):
-        figure.legend(
-            handles=handles,
-            title=name,
-            fontsize=8,
-            title_fontsize=8,
-            frameon=False,
-            ncols=2 if len(handles) > 4 else 1,
-            loc="upper left",
-            bbox_to_anchor=(0.02 + (0.0, 0.25, 0.63, 0.82)[i], 0.0),
-        )
-    figure.text(
-        0.02,
-        -0.24,
-        "FLOPs are those of direct convolution: Winograd kernels may run above the ceiling.",
-        fontsize=8,
-    )
+    for left, (name, handles) in zip((0.02, 0.27, 0.65, 0.84), legends.items(), strict=True):
+        style: dict[str, Any] = {"fontsize": 8, "title_fontsize": 8, "frameon": False, "loc": "upper left"}
+        columns = 2 if len(handles) > 4 else 1
+        figure.legend(handles=handles, title=name, ncols=columns, bbox_to_anchor=(left, 0.0), **style)
+    note = "FLOPs are those of direct convolution: Winograd kernels may run above the ceiling."
+    figure.text(0.02, -0.24, note, fontsize=8)
     figure.subplots_adjust(left=0.08 / len(results), right=0.99, top=0.88, bottom=0.09, wspace=0.12)
     _title(figure, where)
     return _save(figure, path)
@@ -194,14 +193,12 @@ def _roofline(
     axes.text(low * 1.1, peak * 1.05, text, color=LIMIT, fontsize=8, va="bottom")
     axes.set(xscale="log", yscale="log", xlim=(low, high), xlabel="FLOP per byte (least traffic of the call)")
     axes.set_ylabel("GFLOP/s (FLOPs of direct convolution)")
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def models(path: PathLike, results: Sequence[Mapping[str, Any]], where: str = "") -> list[Path]:
     """Bars of the median time of every contender, with the spread; one panel for each precision."""
-    plt = _pyplot()
-    figure, panels = plt.subplots(1, len(results), figsize=(6 * len(results), 4.2), dpi=110, squeeze=False)
-    for axes, result in zip(panels[0], results, strict=True):
+    figure, panels = _panels(len(results), 6, 4.2)
+    for axes, result in zip(panels, results, strict=True):
         rows = sorted(result["rows"], key=lambda r: -r["median_s"])
         for y, row in enumerate(rows):
             middle, low, high = (1e3 * row[k] for k in ("median_s", "p20_s", "p80_s"))
@@ -209,19 +206,11 @@ def models(path: PathLike, results: Sequence[Mapping[str, Any]], where: str = ""
             axes.errorbar(
                 middle, y, xerr=[[middle - low], [high - middle]], color="#333", capsize=3, linewidth=1
             )
-            axes.annotate(
-                f"{middle:.0f} ms",
-                (high, y),
-                xytext=(5, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-            )
+            _beside(axes, high, y, f"{middle:.0f} ms")
         axes.set_yticks(range(len(rows)), [r["who"] for r in rows])
         axes.set_xlabel("milliseconds per call: median, 20th to 80th percentile")
         axes.set_title(f"{_of(result)}, {result['dtype']}", fontsize=9)
         axes.margins(x=0.18)
-        axes.spines[["top", "right"]].set_visible(False)
     _title(figure, where)
     figure.tight_layout()
     return _save(figure, path)
@@ -240,7 +229,7 @@ def scaling(path: PathLike, results: Sequence[Mapping[str, Any]], where: str = "
     kinds = [
         (result, frames) for result in results for frames in sorted({r["frames"] for r in result["rows"]})
     ]
-    figure, axes = plt.subplots(figsize=(2 + 0.75 * len(kinds) * len(batches), 4.6), dpi=110)
+    figure, (axes,) = _panels(1, 2 + 0.75 * len(kinds) * len(batches), 4.6)
     width, colours = 0.84 / len(kinds), plt.get_cmap("Paired")
     for k, (result, frames) in enumerate(kinds):
         rows = [r for r in result["rows"] if r["frames"] == frames]
@@ -249,17 +238,13 @@ def scaling(path: PathLike, results: Sequence[Mapping[str, Any]], where: str = "
         axes.bar(at, [r["to_first"] for r in rows], width * 0.94, color=colours(k), label=label)
         for x, row in zip(at, rows, strict=True):
             text = f"{row['to_first']:.2f}\n{1e3 * row['median_s']:.0f} ms"
+            style = {"ha": "center", "va": "top", "fontsize": 7, "color": ink(colours(k))}
             # well below the line of linear growth, which would strike it through
-            axes.text(
-                x, 0.88 * row["to_first"], text, ha="center", va="top", fontsize=7, color=ink(colours(k))
-            )
+            axes.text(x, 0.88 * row["to_first"], text, **style)
     axes.axhline(1, color=LIMIT, linewidth=1.5, zorder=0, label="1: linear growth")
     axes.set_xticks(range(len(batches)), [f"batch {b}" for b in batches])
     axes.set_ylabel("time per FLOP, over that of the first bar")
-    axes.legend(
-        frameon=False, fontsize=8, ncols=len(kinds) + 1, loc="upper center", bbox_to_anchor=(0.5, -0.08)
-    )
-    axes.spines[["top", "right"]].set_visible(False)
+    _legend_below(axes, -0.08, ncols=len(kinds) + 1)
     net = results[0]
     threads = report.count(net["threads"], "thread")
     axes.set_title(f"{net['model']}, {net['crop']}x{net['crop']}, {threads}\n{where}", fontsize=10)
@@ -268,7 +253,6 @@ def scaling(path: PathLike, results: Sequence[Mapping[str, Any]], where: str = "
 
 def ops(path: PathLike, results: Sequence[Mapping[str, Any]], where: str = "") -> list[Path]:
     """How many times faster than the fastest peer our fastest form of each call is; red checks are left out."""
-    plt = _pyplot()
     best = []
     for result in results:
         ours = [r for r in result["rows"] if r["speedup"]]
@@ -277,7 +261,7 @@ def ops(path: PathLike, results: Sequence[Mapping[str, Any]], where: str = "") -
             peer = next(r for r in result["rows"] if r["who"] == result["best_peer"])
             best.append((f"{result['op']} {result['case']}, {result['dtype']}", row, peer))
     best.sort(key=lambda found: -found[1]["speedup"])
-    figure, axes = plt.subplots(figsize=(9, 1.4 + 0.26 * len(best)), dpi=110)
+    figure, (axes,) = _panels(1, 9, 1.4 + 0.26 * len(best))
     labels = []
     for _, *pair in best:
         times = ", ".join(f"{r['who']} {milliseconds(r['median_s'])}" for r in pair)
@@ -291,9 +275,8 @@ def ops(path: PathLike, results: Sequence[Mapping[str, Any]], where: str = "") -
 
 def targets(path: PathLike, rows: Sequence[Any], title: str = "") -> list[Path]:
     """Measured ratio of every row with its target, times and parity; what was not measured is left out."""
-    plt = _pyplot()
     rows = [r for r in rows if r.ratio is not None]
-    figure, axes = plt.subplots(figsize=(9, 1.6 + 0.46 * len(rows)), dpi=110)
+    figure, (axes,) = _panels(1, 9, 1.6 + 0.46 * len(rows))
     labels = []
     for row in rows:
         parity = f", parity {row.parity}" if row.error is not None else ""
@@ -317,9 +300,8 @@ def targets(path: PathLike, rows: Sequence[Any], title: str = "") -> list[Path]:
 
 def memory(path: PathLike, results: Sequence[Mapping[str, Any]], where: str = "") -> list[Path]:
     """Both peaks side by side: above the weights as held, and above their plain size."""
-    plt = _pyplot()
     bars = [(f"{r['who']} {result['dtype']}", r) for result in results for r in result["rows"]]
-    figure, axes = plt.subplots(figsize=(8, 1.6 + 0.6 * len(bars)), dpi=110)
+    figure, (axes,) = _panels(1, 8, 1.6 + 0.6 * len(bars))
     kinds = (
         ("peak_bytes", "above the weights as held", 0.2, None),
         ("strict_bytes", "strict: above the weights' plain size (packed copies count)", -0.2, "////"),
@@ -329,38 +311,27 @@ def memory(path: PathLike, results: Sequence[Mapping[str, Any]], where: str = ""
             colour = OURS if row["who"] == "frozen" else OTHER
             size = row[key] / 2**20
             axes.barh(y + shift, size, 0.38, color=colour, hatch=hatch, edgecolor="white")
-            axes.annotate(
-                f"{size:.0f} MiB",
-                (size, y + shift),
-                xytext=(5, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-            )
+            _beside(axes, size, y + shift, f"{size:.0f} MiB")
         axes.barh([0], [0], color=OTHER, hatch=hatch, edgecolor="white", label=label)
     axes.set_yticks(range(len(bars)), [name for name, _ in reversed(bars)])
     axes.set_xlabel("peak resident MiB of inference")
     axes.margins(x=0.15)
-    axes.legend(
-        frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.35 if len(bars) < 4 else -0.15)
-    )
+    _legend_below(axes, -0.35 if len(bars) < 4 else -0.15)
     axes.set_title(f"{_of(results[0])}\n{where}", fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
     return _save(figure, path)
 
 
 def speedups(path: PathLike, records: Sequence[Mapping[str, Any]], title: str = "") -> None:
     """The fastest green form of ours against the fastest green peer, one bar for each record of a GPU run; red
     checks are left out."""
-    plt = _pyplot()
     bars = []
     for record in records:
-        found = [r["speedup"] for r in record["rows"] if r["ours"] and r["speedup"]]
+        found = [r["speedup"] for r in record["rows"] if r["speedup"]]
         if found:
             bars.append((f"{record['what']}, b{record['batch']} {record['dtype']}", max(found)))
     if not bars:
         return
-    figure, axes = plt.subplots(figsize=(9, 1.4 + 0.22 * len(bars)), dpi=110)
+    figure, (axes,) = _panels(1, 9, 1.4 + 0.22 * len(bars))
     _ratio_bars(axes, [n for n, _ in bars], [v for _, v in bars], [f"{v:.2f}x" for _, v in bars], color=OURS)
     axes.set_xlabel("times faster than the fastest peer")
     axes.set_title(title, fontsize=9)

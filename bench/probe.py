@@ -3,10 +3,11 @@
 The loops are in ``csrc/probe``; each is compiled for its own instruction set and chosen at run time.
 """
 
+import contextlib
 import ctypes
 import math
-import os
 import sys
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -113,83 +114,52 @@ def available() -> bool:
 def caches() -> dict[str, int]:
     """Bytes of the data caches of one core: l1, l2, l3, as far as the system tells."""
     found = library().caches()
-    try:
+    with contextlib.suppress(OSError, ValueError):
         for index in sorted(_CACHES.glob("index*")):
-            kind, level = (index / "type").read_text().strip(), (index / "level").read_text().strip()
-            size = (index / "size").read_text().strip()
+            kind, level, size = ((index / name).read_text().strip() for name in ("type", "level", "size"))
             if kind != "Instruction" and size.endswith("K"):
                 found[f"l{level}"] = int(size[:-1]) * 1024
-    except (OSError, ValueError):
-        pass
     return found
 
 
-def _best(kind: str, rows: list[dict[str, str]]) -> str | None:
-    """Strongest instruction set that has a loop of this kind (tables go from weak to strong)."""
-    return next((row["isa"] for row in reversed(rows) if row["kind"] == kind), None)
+class _Prober:
+    """Measures on so many threads; a ceiling is the best of its slices, as whatever else runs can only lower one."""
 
+    def __init__(self, threads: int, seconds: float = 0.03, slices: int = 3) -> None:
+        self.native, self.threads, self.seconds, self.slices = library(), threads, seconds, slices
 
-def _highest(measure: Any, slices: int) -> float:
-    """A ceiling is the best slice: whatever else runs on the machine can only lower a slice."""
-    return max(measure() for _ in range(slices))
+    def best(self, measure: Callable[..., float], kind: str, isa: str, *more: int) -> float:
+        return max(measure(kind, isa, *more, self.threads, self.seconds) for _ in range(self.slices)) / 1e9
 
+    def arithmetic(self) -> dict[str, float]:
+        """Giga-operations per second of every loop this processor runs, keyed "fp32/avx512"; a multiply and an add
+        count as two."""
+        loops = [(row["kind"], row["isa"]) for row in self.native.arithmetic()]
+        return {f"{kind}/{isa}": self.best(self.native.operations, kind, isa) for kind, isa in loops}
 
-def _threads(threads: int | None) -> int:
-    if threads is None:
-        import torch
+    def memory(self, levels: Sequence[str] = ("l2", "l3", "dram")) -> dict[str, float]:
+        """Bandwidth in GB/s, keyed "copy/dram": bytes the program reads plus bytes it writes, with the strongest
+        instruction set. "copy_stream" writes past the caches.
 
-        return torch.get_num_threads()
-    if threads < 1:
-        raise ValueError(f"threads: expected at least 1, got {threads}")
-    return threads
-
-
-def arithmetic(threads: int | None = None, seconds: float = 0.03, slices: int = 3) -> dict[str, float]:
-    """Giga-operations per second of every loop this processor runs, keyed "fp32/avx512"; a multiply and an
-    add count as two."""
-    count, native = _threads(threads), library()
-    return {
-        f"{row['kind']}/{row['isa']}": _highest(
-            lambda row=row: native.operations(row["kind"], row["isa"], count, seconds) / 1e9, slices
-        )
-        for row in native.arithmetic()
-    }
-
-
-def memory(
-    threads: int | None = None,
-    seconds: float = 0.03,
-    slices: int = 3,
-    kinds: tuple[str, ...] = ("read", "copy", "copy_stream", "triad"),
-    levels: tuple[str, ...] = ("l2", "l3", "dram"),
-) -> dict[str, float]:
-    """Bandwidth in GB/s, keyed "copy/dram": bytes the program reads plus bytes it writes, with the strongest
-    instruction set.
-
-    Working sets: half of every core's level-2 cache, a third of the level-3 cache together, and 256 MiB or
-    eight times the level-3 cache together, whichever is more (at most 1 GiB). "copy_stream" writes past the
-    caches.
-    """
-    count, native, size = _threads(threads), library(), caches()
-    l2, l3 = size.get("l2", 1 << 20), size.get("l3", 0)
-    working = {
-        "l2": l2 // 2,
-        # A level-3 cache below twice the level-2 caches it backs has no level of its own to measure.
-        "l3": l3 // 3 // count if l3 // 3 // count > l2 else 0,
-        "dram": min(max(256 << 20, 8 * l3), 1 << 30) // count,
-    }
-    found = {}
-    for level in levels:
-        for kind in kinds:
-            isa = _best(kind, native.memory())
-            if isa is not None and working[level]:
-                found[f"{kind}/{level}"] = _highest(
-                    lambda kind=kind, isa=isa, level=level: (
-                        native.bandwidth(kind, isa, working[level], count, seconds) / 1e9
-                    ),
-                    slices,
-                )
-    return found
+        Working sets: half of every core's level-2 cache, a third of the level-3 cache together, and 256 MiB or eight
+        times the level-3 cache together, whichever is more (at most 1 GiB).
+        """
+        size = caches()
+        l2, l3 = size.get("l2", 1 << 20), size.get("l3", 0)
+        shared = l3 // 3 // self.threads
+        working = {
+            "l2": l2 // 2,
+            # A level-3 cache below twice the level-2 caches it backs has no level of its own to measure.
+            "l3": shared if shared > l2 else 0,
+            "dram": min(max(256 << 20, 8 * l3), 1 << 30) // self.threads,
+        }
+        strongest = {row["kind"]: row["isa"] for row in self.native.memory()}  # from weak to strong
+        return {
+            f"{kind}/{level}": self.best(self.native.bandwidth, kind, isa, working[level])
+            for level in levels
+            for kind, isa in strongest.items()
+            if working[level]
+        }
 
 
 def ceilings(threads: int | None = None, quick: bool = True) -> dict[str, Any]:
@@ -211,39 +181,33 @@ def ceilings(threads: int | None = None, quick: bool = True) -> dict[str, Any]:
 
     Raises RuntimeError where the probe is not built or the processor is not an x86-64.
     """
-    count, native = _threads(threads), library()
-    rows = native.arithmetic()
-    if not rows:
+    if threads is None:
+        import torch
+
+        threads = torch.get_num_threads()
+    probe = _Prober(threads, *((0.02, 3) if quick else (0.05, 5)))
+    strongest = {row["kind"]: row["isa"] for row in probe.native.arithmetic()}  # from weak to strong
+    if not strongest:
         raise RuntimeError("the probe has loops for x86-64 processors only")
-    found: dict[str, Any] = {"threads": count}
-    seconds, slices = (0.02, 3) if quick else (0.05, 5)
+    found: dict[str, Any] = {"threads": threads}
     for kind, key in (("fp32", "fp32_gflops"), ("bf16", "bf16_gflops"), ("int8", "int8_gops")):
-        isa = _best(kind, rows)
-        found[key] = None
-        if isa is not None:
-            found[key] = _highest(
-                lambda kind=kind, isa=isa: native.operations(kind, isa, count, seconds) / 1e9, slices
-            )
-        found[f"{kind}_isa"] = isa
+        isa = found[f"{kind}_isa"] = strongest.get(kind)
+        found[key] = probe.best(probe.native.operations, kind, isa) if isa else None
     if found["bf16_gflops"] is None:
         found["bf16_gflops"], found["bf16_isa"] = found["fp32_gflops"], found["fp32_isa"]
-    measured = memory(count, seconds, slices, levels=("dram",) if quick else ("l2", "l3", "dram"))
+    measured = probe.memory(("dram",) if quick else ("l2", "l3", "dram"))
     for level, prefix in (("dram", ""), ("l3", "l3_"), ("l2", "l2_")):
         if f"copy/{level}" in measured:
             found[f"{prefix}read_gbs"] = measured[f"read/{level}"]
             found[f"{prefix}copy_gbs"] = max(measured[f"copy/{level}"], measured[f"copy_stream/{level}"])
             found[f"{prefix}triad_gbs"] = measured[f"triad/{level}"]
     if not quick:
-        counts = sorted({1, count})
+        probes = {n: _Prober(n) for n in sorted({1, threads})}
         found["detail"] = {
-            f"{n} threads": {**arithmetic(n), **(measured if n == count else memory(n))} for n in counts
+            f"{n} threads": {**one.arithmetic(), **(measured if n == threads else one.memory())}
+            for n, one in probes.items()
         }
     return found
-
-
-def cores() -> int:
-    """Processors this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

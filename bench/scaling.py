@@ -4,7 +4,6 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from slowfast_kernels import report
@@ -19,27 +18,22 @@ HEADER = ("batch", "frames", "GFLOP", "median", "p20-p80", "per clip", "ms per G
 
 
 def measure(
-    name: str,
-    dtype: str,
-    *,
-    batches: Sequence[int] = BATCHES,
-    frames: Sequence[int] = FRAMES,
-    crop: int | None = None,
-    rounds: int = 7,
-    progress: bool = True,
+    setting: harness.Setting, dtype: str, *, batches: Sequence[int] = BATCHES, frames: Sequence[int] = FRAMES
 ) -> dict[str, Any]:
     """Times of the frozen model for every batch and length, all timed interleaved with each other.
 
     "to the first" is the time per FLOP over that of the first row: 1 is linear growth.
     """
-    lengths = [Subject(name, frames=t, crop=crop, calibrate=False) for t in frames]
+    lengths = [Subject(setting.model, frames=t, crop=setting.crop, calibrate=False) for t in frames]
     subjects = [subject.with_batch(b) for subject in lengths for b in batches]
     runs, workspaces = {}, {}
-    for subject in tqdm(subjects, desc="preparing", disable=not progress, leave=False):
+    for subject in tqdm(subjects, desc="preparing", disable=not setting.progress, leave=False):
         key, model = f"batch {subject.batch} frames {subject.frames}", subject.frozen(dtype)
         workspaces[key] = getattr(model, "workspace_bytes", None)
         runs[key] = functools.partial(subject.call, model)
-    compared = harness.interleaved(runs, rounds=rounds, warmup=1, label=f"scaling {dtype}", progress=progress)
+    compared = harness.interleaved(
+        runs, rounds=setting.rounds, label=f"scaling {dtype}", progress=setting.progress
+    )
     rows: list[dict[str, Any]] = []
     for subject, (key, timing) in zip(subjects, compared.timings.items(), strict=True):
         per_flop = timing.median / (2 * subject.macs)
@@ -57,10 +51,10 @@ def measure(
         )
     size = subjects[0].model.config.input
     return {
-        "model": name,
+        "model": setting.model,
         "dtype": dtype,
         "crop": size.crop,
-        "threads": torch.get_num_threads(),
+        "threads": setting.threads,
         "rows": rows,
     }
 

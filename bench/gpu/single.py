@@ -147,7 +147,7 @@ def _pack(machine: GpuMachine, batch: int) -> list[dict[str, Any]]:
 
     def torch_form() -> Contender:
         frames, alpha = first[0][:2]
-        pack = peers.TorchPack(frames.shape[1], alpha, mean, std, frames.device)
+        pack = peers.TorchPack(frames, alpha, mean, std)
         return Contender("torch", [functools.partial(pack, args[0], DTYPES[entry.dtype]) for args, _ in sets])
 
     exact, yardstick = reference_of(entry, testing.to_float64(first)), reference_of(entry, first)

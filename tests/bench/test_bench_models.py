@@ -189,9 +189,7 @@ def test_a_red_row_shows_no_ratio():
 
 @needs_cpu
 def test_memory_is_measured_in_processes_of_their_own():
-    result = memory.measure(
-        "slowfast_8x8_r50", "fp32", who=("frozen", "eager_cl3d"), threads=1, calls=1, frames=8, crop=64
-    )
+    result = memory.measure(Setting(frames=8, crop=64), "fp32", ("frozen", "eager_cl3d"), calls=1)
     assert not result["missing"], result["missing"]
     for row in result["rows"]:
         weights = row["weight_bytes"]
@@ -203,14 +201,12 @@ def test_memory_is_measured_in_processes_of_their_own():
 
 
 def test_memory_says_why_a_contender_is_missing():
-    result = memory.measure("slowfast_8x8_r50", "fp32", who=("nobody",), threads=1)
+    result = memory.measure(Setting(), "fp32", ("nobody",))
     assert result["rows"] == [] and "nobody" in result["missing"]["nobody"]
 
 
 def test_scaling_table():
-    result = scaling.measure(
-        "slowfast_8x8_r50", "fp32", batches=(1, 2), frames=(8,), crop=64, rounds=2, progress=False
-    )
+    result = scaling.measure(Setting(crop=64, rounds=2), "fp32", batches=(1, 2), frames=(8,))
     first, second = result["rows"]
     assert second["macs"] == 2 * first["macs"] and first["to_first"] == 1.0
     assert "per clip" in scaling.table([result])
