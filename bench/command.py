@@ -74,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
         for option in (*kind.options, *SHARED):
             settings = {k: v.format(kind=kind) if k == "help" else v for k, v in OPTIONS[option].items()}
             sub.add_argument(f"--{settings.get('dest', option)}", **settings)
+    kinds.add_parser("gpu", add_help=False, help="all of it on an NVIDIA GPU, as bench/gpu.sh runs it")
     return top
 
 
@@ -91,6 +92,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one kind of benchmark (without a word: targets); exit status 0, or 2 with one line on the standard
     error for unusable options."""
     words = list(argv or [])
+    if words[:1] == ["gpu"]:
+        from slowfast_kernels.bench.gpu.command import command  # slow to import
+
+        return command(words[1:])
     if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
         words = ["targets", *words]
     args = parser().parse_args(words)

@@ -76,21 +76,6 @@ class View:
         return rows.view(shape).permute(0, 4, 1, 2, 3)
 
 
-class ViewConv(nn.Module):
-    """A Conv3d computed as a 2-D convolution on a view, where that is possible."""
-
-    def __init__(self, conv: nn.Conv3d) -> None:
-        super().__init__()
-        self.view = View(conv)
-        self.weight, self.bias = self.view.weight, conv.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        v = self.view
-        convolve: Callable[..., Tensor] = F.conv3d if v.kind is None else F.conv2d
-        y = convolve(v.enter(x), self.weight, self.bias, v.stride, v.padding, v.dilation)
-        return v.leave(y, x)
-
-
 class ViewPool(nn.Module):
     """A max-pool of [N, C, T, H, W], on a 2-D view if it leaves the frames alone."""
 
@@ -111,7 +96,7 @@ class ViewPool(nn.Module):
 def views_2d(module: nn.Module) -> nn.Module:
     """A copy of the module with its convolutions and pools through 2-D views."""
     if isinstance(module, nn.Conv3d):
-        return ViewConv(copy.deepcopy(module))
+        return ViewConv(copy.deepcopy(module), relu=False)
     if isinstance(module, nn.MaxPool3d):
         return ViewPool(module.kernel_size, module.stride, module.padding)
     module = copy.deepcopy(module)
@@ -138,8 +123,9 @@ def _conv(
     return F.relu(y, inplace=True) if relu else y
 
 
-class FusedConv(nn.Module):
-    """Folded convolution with its ReLU, and what is added before that."""
+class ViewConv(nn.Module):
+    """A convolution through a `View`, with its ReLU and what is added before that: in one cuDNN call where that is
+    faster."""
 
     def __init__(self, conv: nn.Module, relu: bool) -> None:
         super().__init__()
@@ -171,8 +157,8 @@ class FusedBlock(nn.Module):
 
     def __init__(self, block: Any) -> None:
         super().__init__()
-        self.a, self.b, self.c = (FusedConv(conv, True) for conv in (block.a, block.b, block.c))
-        self.shortcut = None if block.shortcut is None else FusedConv(block.shortcut, False)
+        self.a, self.b, self.c = (ViewConv(conv, True) for conv in (block.a, block.b, block.c))
+        self.shortcut = None if block.shortcut is None else ViewConv(block.shortcut, False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.c(self.b(self.a(x)), x if self.shortcut is None else self.shortcut(x))
@@ -183,7 +169,7 @@ class FusedLateral(nn.Module):
 
     def __init__(self, conv: nn.Module, relu: bool) -> None:
         super().__init__()
-        self.conv = FusedConv(conv, relu)
+        self.conv = ViewConv(conv, relu)
 
     def forward(self, slow: Tensor, fast: Tensor) -> Tensor:
         return torch.cat([slow, self.conv(fast)], dim=1)
@@ -194,16 +180,16 @@ def _fused_one(module: nn.Module) -> nn.Module | None:
     if isinstance(module, peer_model.PlainBlock | op_modules._Block):
         return FusedBlock(module)
     if isinstance(module, peer_model.PlainStem):
-        return nn.Sequential(FusedConv(module.conv, True), views_2d(module.pool))
+        return nn.Sequential(ViewConv(module.conv, True), views_2d(module.pool))
     if isinstance(module, op_modules._Stem):
         pools = [ViewPool((1, 3, 3), (1, 2, 2), (0, 1, 1))] if module.pool else []
-        return nn.Sequential(FusedConv(module.conv, module.relu), *pools)
+        return nn.Sequential(ViewConv(module.conv, module.relu), *pools)
     if isinstance(module, peer_model.PlainLateral):
         return FusedLateral(module.conv, isinstance(module.relu, nn.ReLU))
     if isinstance(module, op_modules._Lateral):
         return FusedLateral(module.conv, module.relu)
     if isinstance(module, op_modules._Conv):
-        return FusedConv(module.conv, module.relu)
+        return ViewConv(module.conv, module.relu)
     return None
 
 

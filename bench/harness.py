@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
-from slowfast_kernels.testing import relative_l2
+from slowfast_kernels.testing import relative_l2 as relative_l2  # for whoever times with this module alone
 
-__all__ = ["Comparison", "Contender", "CpuMachine", "Gate", "Machine", "Ready", "Setting", "Timing", "interleaved",
-           "relative_l2"]  # fmt: skip
+#: Types by the names that options and tables have for them.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 #: A sample takes at least this long, by repeating what is shorter: the clock's and the call's own cost then vanish.
 SAMPLE_SECONDS = 2e-3
@@ -76,15 +76,11 @@ class Timing:
         """Median seconds per call."""
         return statistics.median(self.samples)
 
-    def percentile(self, percent: float) -> float:
-        """Nearest-rank percentile, seconds per call."""
-        ordered = sorted(self.samples)
-        return ordered[round(percent / 100 * (len(ordered) - 1))]
-
     @property
     def spread(self) -> tuple[float, float]:
-        """20th and 80th percentile, seconds per call."""
-        return self.percentile(20), self.percentile(80)
+        """20th and 80th percentile (nearest rank), seconds per call."""
+        ordered, last = sorted(self.samples), len(self.samples) - 1
+        return ordered[round(0.2 * last)], ordered[round(0.8 * last)]
 
     def to_dict(self) -> dict[str, Any]:
         """What a JSON document keeps of it."""

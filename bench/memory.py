@@ -24,7 +24,7 @@ from typing import Any
 
 from slowfast_kernels import models, report
 from slowfast_kernels.bench import peers
-from slowfast_kernels.bench.harness import Setting
+from slowfast_kernels.bench.harness import DTYPES, Setting
 from slowfast_kernels.bench.tables import mebibytes, times_faster
 from slowfast_kernels.bench.targets import FROZEN
 
@@ -95,7 +95,7 @@ def _child(name: str, who: str, dtype: str, *numbers: str) -> dict[str, Any]:
 
     from slowfast_kernels import freeze, models
     from slowfast_kernels.bench.peer_model import PlainSlowFast
-    from slowfast_kernels.bench.subject import DTYPES, clips
+    from slowfast_kernels.bench.subject import clips
 
     threads, calls, batch, frames, crop = map(int, numbers)
     torch.set_num_threads(threads)

@@ -48,7 +48,7 @@ def measure(
     The expected output is the reference's in float64 (in the entry's own dtype for ops that take no float64).
     """
     call = entry.arguments(shrink=shrink)
-    cost, expected = entry.cost(*call), _exact(entry, call)
+    expected = _exact(entry, call)
     plain = relative_l2(registry.runner(entry, REFERENCE, *call)(), expected)
     builders: dict[str, Builder] = {
         name: builder(name, registry.runner(entry, name, *call), ours=name != REFERENCE)
@@ -63,16 +63,11 @@ def measure(
         builders,
         expected,
         expected,
-        dtype=entry.dtype,
         limit=FP32_LIMIT if entry.dtype == "fp32" else max(2 * plain, 1e-3),
         label=entry.name,
-        op=entry.op,
-        case=entry.case.name,
-        count=entry.case.count,
-        flops=cost.flops,
-        bytes=cost.bytes,
         threads=machine.setting.threads,
         cold=cold,
+        **entry.about(*call),
     )
     return derive(found, ceilings, PEAKS, apart=(REFERENCE,))
 

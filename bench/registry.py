@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from slowfast_kernels import backends, ops
+from slowfast_kernels.bench.harness import DTYPES
 from slowfast_kernels.ops._cases import Case, Cost, cases_of, cost_of, op_names
 from slowfast_kernels.ops._registration import OPS
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 #: The C++ provider with weights packed beforehand, as a frozen model holds them.
 PACKED = "cpu_packed"
@@ -42,6 +41,12 @@ class Entry:
     def cost(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cost:
         """Floating-point operations and least bytes of the call."""
         return cost_of(self.op, *args, **kwargs)
+
+    def about(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What the record of a call says of it."""
+        cost = self.cost(args, kwargs)
+        work = {"count": self.case.count, "flops": cost.flops, "bytes": cost.bytes}
+        return {"op": self.op, "case": self.case.name, "dtype": self.dtype, **work}
 
 
 def entries(op: str | None = None, case: str | None = None, dtype: str = "fp32") -> list[Entry]:

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from slowfast_kernels import freeze, models, report
+from slowfast_kernels.bench.harness import DTYPES
 from slowfast_kernels.bench.peer_model import PlainSlowFast, trained_like
 from slowfast_kernels.models.config import ModelConfig
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def described(name: str, frames: int, crop: int, batch: int, threads: int) -> str:

@@ -135,7 +135,7 @@ def read(target: Target, records: Iterable[Record]) -> Row:
                 row.take(record, mine, peer, ratio)
                 row.also = _also(record, mine, peer)
     if red:
-        row.note = f"parity red: {red}"
+        row.note = red if row.ratio is None else f"parity red: {red}"
     elif row.ratio is None and absent:
         row.note = absent
     return row

@@ -1,10 +1,7 @@
 """Entry of ``python -m slowfast_kernels.bench.gpu``."""
 
-import signal
 import sys
 
-from slowfast_kernels.bench.gpu.command import main
+from slowfast_kernels.bench.gpu.command import command
 
-# Told to stop, it ends its workers first.
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-sys.exit(main(sys.argv[1:]))
+sys.exit(command(sys.argv[1:]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -26,6 +27,12 @@ SIDE_BY_SIDE = ("correctness",)
 
 #: Processes of such a part at most.
 PROCESSES = 8
+
+
+def command(argv: Sequence[str]) -> int:
+    """`main` as a program of its own: told to stop, it ends its workers first."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    return main(argv)
 
 
 def main(argv: Sequence[str], worker: Sequence[str] = ()) -> int:

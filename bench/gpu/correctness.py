@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import itertools
 import os
 import re
@@ -235,26 +236,20 @@ def _gradients(op: str, call: Args, provider: str) -> list[Tensor]:
 def run_pytest(machine: GpuMachine) -> Verdict:
     """The tests marked ``gpu``, in a process of their own, as far as the part's time allows."""
     record: Verdict = {"what": "pytest -m gpu", "passed": 0, "failures": [], "missing": None}
-    root = store.ROOT
-    tests = root / machine.setting.tests
-    try:
-        import pytest  # noqa: F401
-    except ImportError:
+    tests = store.ROOT / machine.setting.tests
+    if importlib.util.find_spec("pytest") is None:
         return record | {"missing": "pytest is not installed: the checks above stand alone"}
     if not tests.exists():
         return record | {"missing": f"no tests beside this package ({tests})"}
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "-p", "no:cacheprovider", "--color=no"]
     command += ["--continue-on-collection-errors", str(tests)]
-    seconds = _time_for(machine)
-    code, text = _output(command, seconds, Path(machine.setting.out) / "pytest.txt", cwd=root)
+    code, text = _output(machine, command, "pytest.txt", cwd=store.ROOT)
     record["passed"] = len(re.findall(r" PASSED\b", text))
     lines = [line for line in text.splitlines() if line.startswith(("FAILED", "ERROR"))]
     if code is None:
         lines += re.findall(r"^(\S+::.* (?:FAILED|ERROR))\b", text, re.MULTILINE)
-        summary = f"stopped after {seconds:.0f} s, {record['passed']} passed by then"
-        return record | {"summary": summary, "failures": lines, "missing": None if lines else summary}
-    last = (text.strip().splitlines() or ["no output"])[-1].strip("= ")
-    record["summary"] = last
+        return _stopped(record, lines)
+    last = record["summary"] = (text.strip().splitlines() or ["no output"])[-1].strip("= ")
     if code == 5:  # nothing collected
         return record | {"missing": "no test is marked gpu"}
     if code != 0:
@@ -267,53 +262,52 @@ def run_pytest(machine: GpuMachine) -> Verdict:
     return record
 
 
-def _time_for(machine: GpuMachine) -> float:
-    """Seconds that a process of its own may take: what the part has left, less what it takes to say so."""
-    return max(10.0, min(300.0, machine.deadline - time.monotonic() - 2))
+def _stopped(record: Verdict, failures: list[str]) -> Verdict:
+    """The verdict of a process whose time was over."""
+    summary = f"stopped when its time was over, {record['passed']} passed by then"
+    return record | {"summary": summary, "failures": failures, "missing": None if failures else summary}
 
 
-def _output(command: Sequence[str], seconds: float, log: Path, **more: Any) -> tuple[int | None, str]:
-    """(exit status or None where it was stopped, what it printed), kept in ``log`` as well. What the command itself
-    started ends with it."""
-    with log.open("w") as file:
+def _output(machine: GpuMachine, command: Sequence[str], log: str, **more: Any) -> tuple[int | None, str]:
+    """(exit status or None where it was stopped, what it printed), kept in the file ``log`` as well. It may take what
+    the part has left, less what it takes to say so; what the command itself started ends with it."""
+    seconds = max(10.0, min(300.0, machine.deadline - time.monotonic() - 2))
+    path = Path(machine.setting.out) / log
+    with path.open("w") as file:
         process = subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, **more
         )
-        code: int | None = None
         try:
-            code = process.wait(timeout=seconds)
+            process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
-            pass
+            return None, path.read_text(errors="replace")
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-    return code, log.read_text(errors="replace")
+    return process.returncode, path.read_text(errors="replace")
 
 
 def run_sanitizer(machine: GpuMachine) -> Verdict:
     """compute-sanitizer's memcheck over the smallest call of every op, each tensor in memory of its own."""
     record: Verdict = {"what": "compute-sanitizer", "passed": 0, "failures": [], "missing": None}
-    homes = [Path(h) / "bin" for h in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if h]
-    tool = shutil.which("compute-sanitizer") or next(
-        (str(h / "compute-sanitizer") for h in homes if (h / "compute-sanitizer").exists()), None
-    )
+    homes = [f"{h}/bin" for h in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if h]
+    tool = shutil.which("compute-sanitizer", path=os.pathsep.join([os.environ.get("PATH", ""), *homes]))
     if tool is None:
         return record | {"missing": "compute-sanitizer is not installed"}
     # Triton's compiler runs as a process of its own, which is not to be watched.
     command = [tool, "--tool", "memcheck", "--target-processes", "application-only", "--print-limit", "20"]
     command += ["--error-exitcode", "9", sys.executable, "-m", __spec__.name]
-    if machine.dry:
-        command.append("--dry-run")
-    seconds = _time_for(machine)
+    command += ["--dry-run"] if machine.dry else []
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    code, text = _output(command, seconds, Path(machine.setting.out) / "sanitizer.txt", env=environment)
+    code, text = _output(machine, command, "sanitizer.txt", env=environment)
     record["passed"] = text.count("\nchecked ")
-    faults = list(_reports(text))
-    accesses = [line for line in faults if "Invalid __" in line or "Misaligned" in line]
+    accesses = re.findall(r"^.*(?:Invalid __|Misaligned).*$", text, re.MULTILINE)
+    faults = [
+        x.strip("= ") for x in accesses + re.findall(r"^(?:Traceback|RuntimeError).*$", text, re.MULTILINE)
+    ]
     if code is None:
-        summary = f"stopped after {seconds:.0f} s, {record['passed']} calls checked by then"
-        return record | {"summary": summary, "failures": faults, "missing": None if faults else summary}
+        return _stopped(record, faults)
     broken = re.search(r"^=+ (.*(?:not supported|Unable to find|LibraryNotLoaded).*)$", text, re.MULTILINE)
     if broken and not accesses:
         return record | {"passed": 0, "missing": f"compute-sanitizer does not work here: {broken.group(1)}"}
@@ -321,12 +315,6 @@ def run_sanitizer(machine: GpuMachine) -> Verdict:
     if code != 0:
         record["failures"] = faults or [f"ended with {code}: {record['summary']}"]
     return record
-
-
-def _reports(text: str) -> Iterator[str]:
-    for line in text.splitlines():
-        if "Invalid __" in line or "Misaligned" in line or line.startswith(("Traceback", "RuntimeError")):
-            yield line.strip("= ")
 
 
 def small_calls(machine: GpuMachine) -> int:

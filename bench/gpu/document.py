@@ -35,23 +35,17 @@ def compared(parts: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def merged(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Correctness records of the same op and provider as one, in the order in which they first came."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Any] = {}
     for record in records:
-        one = found.setdefault(record["what"], {"passed": 0, "failures": [], "missing": None})
-        for key, value in record.items():
-            if key in ("passed", "not_reached"):
-                one[key] = one.get(key, 0) + value
-            elif key == "failures":
-                one[key] = [*one[key], *value]
-            elif key == "refused":
-                before = one.setdefault(key, {})
-                for reason, calls in value.items():
-                    before[reason] = [*before.get(reason, []), *calls]
-            elif key == "worst":
-                one[key] = {**one.get(key, {}), **value}
-            else:
-                one[key] = value
+        found = _joined(found, {record["what"]: record})
     return sorted(found.values(), key=lambda r: "op" not in r)
+
+
+def _joined(one: Any, other: Any) -> Any:
+    """Counts added up, lists one behind the other, mappings likewise by key; of anything else the other."""
+    if isinstance(other, Mapping):
+        return {**one, **{k: _joined(one[k], v) if k in one else v for k, v in other.items()}}
+    return one + other if isinstance(other, list) or type(other) is int else other
 
 
 def document_of(

@@ -32,7 +32,7 @@ from slowfast_kernels.plans.graph import captured
 from slowfast_kernels.testing import poisoned_memory
 
 #: How values are stored and multiplied. "tf32" is float32 in memory with products rounded to 11 bits.
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
 
 #: A graph holds at least this many calls: starting one costs some microseconds, as much as a small kernel takes.
 GRAPH_CALLS = 12

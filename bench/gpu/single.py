@@ -19,7 +19,7 @@ from slowfast_kernels.bench.harness import Contender, detached
 from slowfast_kernels.bench.op_modules import op_module
 from slowfast_kernels.bench.registry import Entry
 from slowfast_kernels.bench.targets import PROVIDERS
-from slowfast_kernels.ops._cases import Args, Case, bytes_of, cases_of, cost_of, op_names
+from slowfast_kernels.ops._cases import Args, Case, bytes_of, cases_of, op_names
 
 #: Parts of the network, which are also measured at the other batches and in float32.
 WHOLE = ("stem3d", "bottleneck3d", "lateral_fusion", "pool_concat_head")
@@ -60,18 +60,10 @@ def _one(machine: GpuMachine, entry: Entry, batch: int) -> list[dict[str, Any]]:
         return [measure_call(machine, entry, batch)]
 
 
-def about(entry: Entry, batch: int, call: Args) -> dict[str, Any]:
-    """What the record of a call says of it."""
-    cost = cost_of(entry.op, *call[0], **call[1])
-    found = {"op": entry.op, "case": entry.case.name, "count": entry.case.count, "dtype": entry.dtype}
-    work = {"flops": cost.flops, "bytes": cost.bytes, "batch": batch}
-    return {**found, **work, "what": f"{entry.op} {entry.case.name}"}
-
-
 def measure_call(machine: GpuMachine, entry: Entry, batch: int) -> dict[str, Any]:
     """The record of one call."""
     op, first = entry.op, machine.draw(entry.case, entry.dtype, batch)
-    said = about(entry, batch, first)
+    said = entry.about(*first) | {"what": f"{entry.op} {entry.case.name}", "batch": batch}
     maps = MAPS.get(op, len(first[0]))
     sets = [first]
     for seed in range(1, machine.sets(said["bytes"], batch)):
@@ -139,7 +131,7 @@ def _pack(machine: GpuMachine, batch: int) -> list[dict[str, Any]]:
     case = next(c for c in cases_of("pack_pathways") if c.name == "view")
     entry = Entry("pack_pathways", case, "bf16")
     first = machine.draw(case, entry.dtype, batch)
-    said = about(entry, batch, first)
+    said = entry.about(*first) | {"what": f"{entry.op} {entry.case.name}", "batch": batch}
     # Frames are always read from memory here: there is no layer before that left them in the cache.
     count = max(2, machine.sets(said["bytes"], max(batch, 2)))
     sets = [first, *(machine.draw(case, entry.dtype, batch, seed) for seed in range(1, count))]
@@ -172,7 +164,7 @@ def roi_items(machine: GpuMachine) -> list[Item]:
 def _roi(machine: GpuMachine, case: Case, dtype: str, kind: str) -> list[dict[str, Any]]:
     entry, backward = Entry("roi_head_pool", case, dtype), kind == "backward"
     first = machine.draw(case, dtype)
-    said = about(entry, 1, first) | {"what": f"roi_head_pool {kind}, {case.name}", "backward": backward}
+    said = entry.about(*first) | {"what": f"{entry.op} {kind}, {case.name}", "batch": 1, "backward": backward}
     sets = [
         first,
         *(machine.draw(case, dtype, seed=seed) for seed in range(1, machine.sets(said["bytes"], 2))),
