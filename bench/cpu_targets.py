@@ -15,8 +15,8 @@ from slowfast_kernels import ops
 from slowfast_kernels.bench import frozen_parts, memory, models, peers, roi_peers
 from slowfast_kernels.bench.compare import Builder, Record, Run, builder, compare, run
 from slowfast_kernels.bench.harness import FP32_LIMIT, CpuMachine, Machine, Setting
-from slowfast_kernels.bench.peer_model import plain_lateral, plain_stage
-from slowfast_kernels.bench.subject import Subject, described, lateral_maps
+from slowfast_kernels.bench.peer_model import plain_lateral
+from slowfast_kernels.bench.subject import Subject, described, lateral_maps, plain_stages
 from slowfast_kernels.bench.targets import FROZEN, OUR_OP, OURS, Row, Target, named, read
 from slowfast_kernels.models import configure
 from slowfast_kernels.testing import relative_l2
@@ -36,7 +36,7 @@ def row_of(machine: Machine, target: Target, calls: Mapping[str, Call], peer: st
 
 # --- whole models ------------------------------------------------------------------------------------------
 
-#: Rows of whole models: the peer of each, its dtype, and the peers whose times are told beside it.
+#: Rows of whole models: the dtype and the peer of each.
 MODELS = (
     ("fp32", "eager_cl3d", Target("fp32", "fp32, against torch eager channels_last_3d", 1.5)),
     ("fp32", "openvino", Target("openvino", "fp32, against OpenVINO fp32", 0.95)),
@@ -69,10 +69,6 @@ def _model_row(found: Run, dtype: str, peer: str, target: Target) -> Row:
 # --- parts of the network ----------------------------------------------------------------------------------
 
 
-def _together(modules: Sequence[Any], inputs: Sequence[Sequence[Tensor]]) -> Call:
-    return peers.together([peers.module_run(m, x) for m, x in zip(modules, inputs, strict=True)])
-
-
 def _part_row(
     machine: Machine,
     target: Target,
@@ -82,7 +78,7 @@ def _part_row(
     inputs: Sequence[Sequence[Tensor]],
 ) -> Row:
     """Parts of the network on their inputs: ours frozen, ours as modules, and torch's forms of them."""
-    calls = {OURS: frozen, OUR_OP: _together(modules, inputs)}
+    calls = {OURS: frozen, OUR_OP: peers.modules_run(modules, inputs)}
     for name, fold, last in (
         ("eager_cl3d", False, True),
         ("eager_cl3d_folded", True, True),
@@ -90,7 +86,9 @@ def _part_row(
     ):
         kind = torch.channels_last_3d if last else torch.contiguous_format
         nets = [plain(m, fold).to(memory_format=kind) for m in modules]  # type: ignore[call-overload]
-        calls[name] = _together(nets, [[x.contiguous(memory_format=kind) for x in xs] for xs in inputs])
+        calls[name] = peers.modules_run(
+            nets, [[x.contiguous(memory_format=kind) for x in xs] for xs in inputs]
+        )
     return row_of(machine, target, calls, "eager_cl3d")
 
 
@@ -108,11 +106,7 @@ def fast_stages_row(machine: Machine, subject: Subject) -> Row:
         x = model.stem["fast"](subject.inputs[1]).clone(memory_format=torch.channels_last_3d)
     blocks = [block for stage in stages for block in stage.children()]
     frozen = frozen_parts.stages(blocks, x, torch.float32)
-
-    def plain(stages: nn.Sequential, fold: bool) -> nn.Module:
-        return nn.Sequential(*(plain_stage(stage, fold) for stage in stages))  # type: ignore[arg-type]
-
-    return _part_row(machine, target, frozen, [stages], plain, [[x]])
+    return _part_row(machine, target, frozen, [stages], plain_stages, [[x]])
 
 
 def lateral_row(machine: Machine, subject: Subject) -> Row:

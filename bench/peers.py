@@ -96,6 +96,11 @@ def together(runs: Sequence[Run]) -> Run:
     return lambda: [run() for run in runs]
 
 
+def modules_run(modules: Sequence[Callable[..., Any]], inputs: Sequence[Sequence[Tensor]]) -> Run:
+    """Several modules, each on its inputs."""
+    return together([module_run(m, x) for m, x in zip(modules, inputs, strict=True)])
+
+
 def _eager(module: nn.Module, inputs: Sequence[Tensor], dtype: str, threads: int) -> Run:
     return module_run(module, [x.contiguous() for x in inputs])
 

@@ -251,22 +251,23 @@ def scaling(path: PathLike, results: Sequence[Mapping[str, Any]], where: str = "
     return _save(figure, path)
 
 
+def _best(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Our fastest form that has a speed-up; red checks have none."""
+    return max((r for r in record["rows"] if r["speedup"]), key=lambda r: r["speedup"], default=None)
+
+
 def ops(path: PathLike, results: Sequence[Mapping[str, Any]], where: str = "") -> list[Path]:
-    """How many times faster than the fastest peer our fastest form of each call is; red checks are left out."""
-    best = []
-    for result in results:
-        ours = [r for r in result["rows"] if r["speedup"]]
-        if ours:
-            row = min(ours, key=lambda r: r["median_s"])
-            peer = next(r for r in result["rows"] if r["who"] == result["best_peer"])
-            best.append((f"{result['op']} {result['case']}, {result['dtype']}", row, peer))
-    best.sort(key=lambda found: -found[1]["speedup"])
-    figure, (axes,) = _panels(1, 9, 1.4 + 0.26 * len(best))
-    labels = []
-    for _, *pair in best:
-        times = ", ".join(f"{r['who']} {milliseconds(r['median_s'])}" for r in pair)
-        labels.append(f"{pair[0]['speedup']:.2f}x  ({times})")
-    _ratio_bars(axes, [n for n, _, _ in best], [r["speedup"] for _, r, _ in best], labels, color=OURS)
+    """How many times faster than the fastest peer our fastest form of each call is."""
+    found = [(row, result) for result in results if (row := _best(result))]
+    found.sort(key=lambda pair: -pair[0]["speedup"])
+    figure, (axes,) = _panels(1, 9, 1.4 + 0.26 * len(found))
+    names, labels = [], []
+    for row, result in found:
+        peer = next(r for r in result["rows"] if r["who"] == result["best_peer"])
+        times = ", ".join(f"{r['who']} {milliseconds(r['median_s'])}" for r in (row, peer))
+        labels.append(f"{row['speedup']:.2f}x  ({times})")
+        names.append(f"{result['op']} {result['case']}, {result['dtype']}")
+    _ratio_bars(axes, names, [row["speedup"] for row, _ in found], labels, color=OURS)
     axes.set_xlabel("times faster than the fastest peer (named in brackets)")
     threads = report.count(results[0]["threads"], "thread")
     axes.set_title(f"single ops on SlowFast's shapes, batch 1, {threads}\n{where}", fontsize=10)
@@ -322,17 +323,14 @@ def memory(path: PathLike, results: Sequence[Mapping[str, Any]], where: str = ""
 
 
 def speedups(path: PathLike, records: Sequence[Mapping[str, Any]], title: str = "") -> None:
-    """The fastest green form of ours against the fastest green peer, one bar for each record of a GPU run; red
-    checks are left out."""
-    bars = []
-    for record in records:
-        found = [r["speedup"] for r in record["rows"] if r["speedup"]]
-        if found:
-            bars.append((f"{record['what']}, b{record['batch']} {record['dtype']}", max(found)))
-    if not bars:
+    """The same of every record of a GPU run."""
+    found = [(row["speedup"], record) for record in records if (row := _best(record))]
+    if not found:
         return
-    figure, (axes,) = _panels(1, 9, 1.4 + 0.22 * len(bars))
-    _ratio_bars(axes, [n for n, _ in bars], [v for _, v in bars], [f"{v:.2f}x" for _, v in bars], color=OURS)
+    ratios = [ratio for ratio, _ in found]
+    names = [f"{r['what']}, b{r['batch']} {r['dtype']}" for _, r in found]
+    figure, (axes,) = _panels(1, 9, 1.4 + 0.22 * len(found))
+    _ratio_bars(axes, names, ratios, [f"{ratio:.2f}x" for ratio in ratios], color=OURS)
     axes.set_xlabel("times faster than the fastest peer")
     axes.set_title(title, fontsize=9)
     _save(figure, path)

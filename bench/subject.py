@@ -5,11 +5,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from slowfast_kernels import freeze, models, report
 from slowfast_kernels.bench.harness import DTYPES
-from slowfast_kernels.bench.peer_model import PlainSlowFast, trained_like
+from slowfast_kernels.bench.peer_model import PlainSlowFast, plain_stage, trained_like
 from slowfast_kernels.models.config import ModelConfig
 
 
@@ -44,6 +44,11 @@ def lateral_maps(model: Any, batch: int, generator: torch.Generator) -> list[lis
             pair.append(x.permute(0, 4, 1, 2, 3))
         found.append(pair)
     return found
+
+
+def plain_stages(stages: nn.Module, fold: bool) -> nn.Module:
+    """Stages of a pathway one after the other, as torch's own layers."""
+    return nn.Sequential(*(plain_stage(stage, fold) for stage in stages.children()))  # type: ignore[arg-type]
 
 
 @dataclass

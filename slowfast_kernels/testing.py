@@ -102,12 +102,12 @@ def with_gradients(tree: Any) -> tuple[Any, list[torch.Tensor]]:
 # --- errors ------------------------------------------------------------------------------------------------
 
 
-def tensors_of(output: Any) -> list[torch.Tensor]:
+def _tensors_of(output: Any) -> list[torch.Tensor]:
     """The tensors of an output, whatever it is: a tensor, a NumPy array, a sequence of them."""
     if isinstance(output, torch.Tensor):
         return [output]
     if isinstance(output, (tuple, list)):
-        return [t for part in output for t in tensors_of(part)]
+        return [t for part in output for t in _tensors_of(part)]
     return [torch.as_tensor(output)]
 
 
@@ -117,7 +117,7 @@ def relative_l2(got: Any, expected: Any) -> float:
     0 for equal and for empty tensors; inf where shapes differ, where only ``expected`` is 0, and where a value is
     not finite. Computed on the device of ``got``, which may hold gigabytes.
     """
-    ours, theirs = tensors_of(got), tensors_of(expected)
+    ours, theirs = _tensors_of(got), _tensors_of(expected)
     if [x.shape for x in ours] != [y.shape for y in theirs]:
         return math.inf
     worst = 0.0

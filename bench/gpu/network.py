@@ -22,8 +22,8 @@ from slowfast_kernels.bench.gpu import kernels
 from slowfast_kernels.bench.gpu.items import Item
 from slowfast_kernels.bench.gpu.machine import DTYPES, GpuMachine
 from slowfast_kernels.bench.harness import Contender, detached
-from slowfast_kernels.bench.peers import module_run, together
-from slowfast_kernels.bench.subject import Subject, clips, lateral_maps
+from slowfast_kernels.bench.peers import module_run, modules_run, together
+from slowfast_kernels.bench.subject import Subject, clips, lateral_maps, plain_stages
 from slowfast_kernels.bench.targets import FROZEN, PROVIDERS
 from slowfast_kernels.nn import ConvBN, Lateral
 from slowfast_kernels.ops._cases import bytes_of
@@ -129,11 +129,7 @@ def _part(
         return [model.res2["slow"]], [[slow]], peer_model.plain_stage
     assert name == "fast blocks", name
     blocks = nn.Sequential(*(getattr(model, stage)["fast"] for stage in STAGES))
-    return [blocks], [[fast]], _plain_stages
-
-
-def _plain_stages(stages: nn.Module, fold: bool) -> nn.Module:
-    return nn.Sequential(*(peer_model.plain_stage(stage, fold) for stage in stages.children()))  # type: ignore[arg-type]
+    return [blocks], [[fast]], plain_stages
 
 
 NAMES = ("fast stem", "slow stem", "laterals", "fast blocks", "slow res2")
@@ -179,7 +175,7 @@ def _measure_part(machine: GpuMachine, name: str, batch: int, dtype: str) -> lis
 
     def build(who: str, forms: Sequence[Callable[[], nn.Module]]) -> Contender:
         nets = [form() for form in forms]
-        return Contender(who, [_together(nets, one) for one in inputs])
+        return Contender(who, [modules_run(nets, one) for one in inputs])
 
     def place(fold: bool, dtype: torch.dtype) -> list[nn.Module]:
         return [peers.placed(plain(m, fold), machine.device, dtype) for m in modules]
@@ -190,16 +186,12 @@ def _measure_part(machine: GpuMachine, name: str, batch: int, dtype: str) -> lis
         builders[who] = functools.partial(build, who, [form[who] for form in forms])
     with torch.inference_mode(), machine.arithmetic("fp32"), machine.unmeasured():
         values = [[x.float() for x in group] for group in inputs[0]]
-        exact = detached(_together(place(False, torch.float32), values)())
+        exact = detached(modules_run(place(False, torch.float32), values)())
         del values
     about = _about(work_of(modules, first, kind)) | {"what": name, "batch": batch, "dtype": dtype}
     with machine.arithmetic(dtype), kernels.packing_once():
-        yardstick = detached(_together(eager, inputs[0])())
+        yardstick = detached(modules_run(eager, inputs[0])())
         return [compare(machine, builders, exact, yardstick, compiled_ahead=(FROZEN, *PROVIDERS), **about)]
-
-
-def _together(nets: Sequence[Callable[..., Any]], inputs: Sequence[Sequence[Tensor]]) -> Callable[[], Any]:
-    return together([module_run(net, x) for net, x in zip(nets, inputs, strict=True)])
 
 
 def _own_part(
@@ -209,7 +201,7 @@ def _own_part(
         if name == "laterals":
             run = together([_into_buffer(m, *pair) for m, pair in zip(modules, one, strict=True)])
         else:
-            run = _together(modules, one)
+            run = modules_run(modules, one)
 
         def with_provider() -> Any:
             with backends.use_backend(provider):
