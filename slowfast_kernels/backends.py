@@ -12,18 +12,22 @@ import functools
 import importlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from . import _extension
 from ._extension import cpu_isa, cpu_isa_found, set_cpu_isa
 
-__all__ = ["NAMES", "Provider", "choose", "cpu_isa", "cpu_isa_found", "current", "force_cpu_isa", "home", "lazy",
-           "set_cpu_isa", "simulated", "unavailable", "use_backend"]  # fmt: skip
+if TYPE_CHECKING:
+    from .ops._prepared import Prepared
+    from .ops._spec import Spec
+
+__all__ = ["NAMES", "Provider", "choose", "choose_prepared", "cpu_isa", "cpu_isa_found", "current", "force_cpu_isa",
+           "home", "lazy", "set_cpu_isa", "simulated", "unavailable", "use_backend"]  # fmt: skip
 
 NAMES = ("reference", "cpu", "triton", "cuda")
 ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
@@ -31,26 +35,63 @@ ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 
 @dataclass(frozen=True)
 class Provider:
-    """One implementation of an op.
+    """One implementation of an op. Its functions take the op's inputs, then its spec.
 
-    run:     takes the op's arguments in schema order.
-    refuses: takes the same arguments; says in a sentence why it cannot run this call, or None when it can.
+    run:     computes a call.
+    refuses: says in a sentence why it cannot run this call, or None when it can.
+    prepare: spec, dtype, device, once=False -> `Prepared`, of ops that have weights. once: for one call, so that what
+             costs more than it saves in one is left out.
+    cannot:  spec, dtype -> why it cannot be prepared for that, or None.
     """
 
     run: Callable[..., Any]
     refuses: Callable[..., str | None] = lambda *args: None
+    prepare: Callable[..., Prepared] | None = None
+    cannot: Callable[..., str | None] = lambda *args: None
 
 
 def lazy(package: str, module: str, suffix: str = "") -> Provider:
-    """Provider whose module is imported when it is first asked: ``run<suffix>`` and ``refuses<suffix>`` of it.
+    """Provider whose module is imported when it is first asked.
 
-    For modules that need a package which not every machine has (Triton).
+    Of the module: ``run``, or ``prepare`` of an op with weights; ``cannot`` and, where shapes matter,
+    ``refuses_shapes(spec, shape of the first map)``, or ``refuses``. With a ``suffix``, ``run<suffix>``.
     """
 
-    def function(name: str) -> Callable[..., Any]:
-        return getattr(importlib.import_module(f".{module}", package), name + suffix)  # type: ignore[no-any-return]
+    def found(name: str) -> Any:
+        return getattr(importlib.import_module(f".{module}", package), name, None)
 
-    return Provider(lambda *args: function("run")(*args), lambda *args: function("refuses")(*args))
+    def run(*args: Any) -> Any:
+        own = found("run" + suffix)
+        if own is not None:
+            return own(*args)
+        *inputs, spec = args
+        return found("prepare")(spec, inputs[0].dtype, inputs[0].device, once=True).run(*inputs)
+
+    def refuses(*args: Any) -> str | None:
+        own = found("refuses")
+        if own is not None:
+            return own(*args)
+        *inputs, spec = args
+        reason = _unlike(inputs, spec) or found("cannot")(spec, inputs[0].dtype)
+        shapes = found("refuses_shapes")
+        return reason or (shapes(spec, inputs[0].shape) if shapes else None)
+
+    return Provider(
+        run,
+        refuses,
+        lambda *args, **kwargs: found("prepare")(*args, **kwargs),
+        lambda *args: found("cannot")(*args),
+    )
+
+
+def _unlike(inputs: Sequence[Any], spec: Spec) -> str | None:
+    """Which map or weight is of another type than the first map."""
+    dtype = inputs[0].dtype
+    named = [("a map", x) for x in inputs[1:]] + [("a weight", t) for t in spec.tensors]
+    for name, x in named:
+        if isinstance(x, torch.Tensor) and x.dim() == 5 and x.dtype != dtype:
+            return f"{name} is {x.dtype}, the first map {dtype}"
+    return None
 
 
 def _from_environment() -> str:
@@ -151,8 +192,22 @@ def _triton_missing() -> str | None:
     return None if torch.cuda.is_available() else "no CUDA device is available"
 
 
-def choose(op: str, providers: dict[str, Provider], device: str, args: tuple[Any, ...]) -> Provider:
+def choose(op: str, providers: Mapping[str, Provider], device: str, call: Sequence[Any]) -> Provider:
     """Provider that computes this call of ``op``; raises RuntimeError with every reason when none can."""
+    return _first(op, providers, device, lambda provider: provider.refuses(*call))
+
+
+def choose_prepared(
+    op: str, providers: Mapping[str, Provider], device: str, spec: Spec, dtype: torch.dtype
+) -> Provider:
+    """Provider that prepares an op; raises RuntimeError with every reason when none can."""
+    able = {name: p for name, p in providers.items() if p.prepare is not None}
+    return _first(op, able, device, lambda provider: provider.cannot(spec, dtype))
+
+
+def _first(
+    op: str, providers: Mapping[str, Provider], device: str, refuses: Callable[[Provider], str | None]
+) -> Provider:
     asked = current()
     order = ORDER.get(device, ("reference",)) if asked == "auto" else (asked,)
     reasons = []
@@ -165,7 +220,7 @@ def choose(op: str, providers: dict[str, Provider], device: str, args: tuple[Any
             if reason is None and device != home(name) and name != "reference":
                 reason = f"the tensors are on {device}"
             if reason is None:
-                reason = provider.refuses(*args)
+                reason = refuses(provider)
             if reason is None:
                 return provider
         reasons.append(f"{name}: {reason}")

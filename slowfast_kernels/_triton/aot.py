@@ -30,8 +30,8 @@ from tqdm import tqdm
 from slowfast_kernels import precision
 from slowfast_kernels._triton.launch import Launch, compile_launch, recording
 from slowfast_kernels.ops._cases import cases_of, op_names
-from slowfast_kernels.ops._registration import OPS
-from slowfast_kernels.testing import RecordCalls, with_gradients
+from slowfast_kernels.ops._registration import OPS, RecordCalls
+from slowfast_kernels.testing import with_gradients
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -77,10 +77,11 @@ def recorded(op: str, dtype: torch.dtype, batch: int = 8, real: bool = True) -> 
                 torch.autograd.backward(results, [torch.empty_like(y) for y in results])
         for name, values in record.calls:
             provider = OPS[name].providers.get("triton") if name in OPS else None
-            if provider is None or provider.refuses(*values):
+            call = OPS[name].split(values) if name in OPS else ()
+            if provider is None or provider.refuses(*call):
                 continue
             with recording() as launches:
-                provider.run(*values)
+                provider.run(*call)
             found += [(case.name, item) for item in launches]
     return found
 

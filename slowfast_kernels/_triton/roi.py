@@ -16,11 +16,8 @@ import triton
 import triton.language as tl
 
 from .. import backends
-from ..ops.roi_align3d.boxes import boxes_float32
 from .launch import cdiv, launch, next_power_of_2
 from .tiles import widened
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 UNTOUCHED = tl.constexpr(-1.0)
 #: A box of more cells than this along an axis has no adaptive samples: float32 no longer counts them.
@@ -180,12 +177,11 @@ def taps_of(
     sampling_ratio: int,
     aligned: bool,
 ) -> Taps:
-    """Start the kernel that lists the taps of ``rois`` [..., 5 or 7].
+    """Start the kernel that lists the taps of ``rois``, contiguous float32 [..., 5 or 7].
 
     extent: cells (t, h, w) of the maps.
     bins:   (bt, bh, bw); bt = 0: time is no axis of the boxes.
     """
-    rois = boxes_float32(rois, clips)
     columns = rois.shape[-1]
     boxes = rois.numel() // columns
     (t, h, w), (bt, bh, bw) = extent, bins

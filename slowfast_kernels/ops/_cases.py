@@ -5,12 +5,17 @@
     CASES: tuple[Case, ...]                 real SlowFast calls (``real=True``), small calls and edge cases
     def contract(draw: Draw) -> Contract    one small call, and changes of every argument
     def aligned_contract(draw)              the same of widths that tensor-core kernels take, where they are choosy
+    REFUSED: tuple[Refused, ...]            which of all these calls a provider does not take, and what it says
+    def errors() -> Errors                  calls whose arguments do not fit one another, and what is said of them
 
-and ``cost.py`` defines ``cost(...) -> Cost`` with the public function's own signature.
+The tests find every op by these: a new op is tested by having them.
+
+A call's least work is its spec's (`Spec.cost`).
 """
 
 from __future__ import annotations
 
+import fnmatch
 import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +23,30 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
+from ._registration import OPS, RecordCalls
+from ._spec import ConvAffine, Cost, bytes_of
+
+__all__ = [
+    "Args",
+    "Case",
+    "Contract",
+    "Cost",
+    "Draw",
+    "Errors",
+    "Refused",
+    "bytes_of",
+    "call_of",
+    "cases_of",
+    "contracts_of",
+    "cost_of",
+    "errors_of",
+    "op_names",
+    "reduction_of",
+    "refused_activations",
+    "refused_of",
+    "refused_types",
+]
 
 Args = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -29,6 +58,7 @@ class Draw:
     dtype:  of activations and weights; per-channel vectors are always float32.
     batch:  clips of a call that does not fix its own batch.
     shrink: divides the spatial extents that a case passes through ``extent``; 1 = as in the network.
+    most:   of what a case passes through ``few``, for simulated devices; None = as many as in the network.
     """
 
     seed: int = 0
@@ -36,6 +66,7 @@ class Draw:
     device: str = "cpu"
     batch: int = 1
     shrink: int = 1
+    most: int | None = None
     generator: torch.Generator = field(init=False)
 
     def __post_init__(self) -> None:
@@ -44,6 +75,15 @@ class Draw:
     def extent(self, n: int) -> int:
         """A spatial extent of the network, shrunk, but large enough for a 3x3 window's every position."""
         return max(min(n, 3), math.ceil(n / self.shrink))
+
+    def map(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of one clip's map in the network, of this batch and shrunk."""
+        _, channels, frames, height, width = shape
+        return self.batch, channels, frames, self.extent(height), self.extent(width)
+
+    def few(self, n: int) -> int:
+        """A number of frames, boxes or classes that changes nothing but the time it takes."""
+        return n if self.most is None else min(n, self.most)
 
     def normal(self, *shape: int, std: float = 1.0) -> torch.Tensor:
         """Normally distributed values; five dimensions come in channels_last_3d memory."""
@@ -86,6 +126,8 @@ class Case:
     real:  a call that SlowFast makes; the benchmarks run these.
     edge:  an unusual shape or value that has to be right but need not be fast.
     count: how often a SlowFast-R50 8x8 forward makes this call (0: not part of it).
+    reduction: products of a sum, for its tolerance; by default those of the longest convolution, see `reduction_of`.
+    gradient: most relative error of a float32 gradient; None where there is none, as of a call that writes into `out`.
     """
 
     name: str
@@ -93,6 +135,8 @@ class Case:
     real: bool = False
     edge: bool = False
     count: int = 0
+    reduction: int | None = None
+    gradient: float | None = 1e-5
 
     def args(
         self,
@@ -101,9 +145,10 @@ class Case:
         device: str = "cpu",
         batch: int = 1,
         shrink: int = 1,
+        most: int | None = None,
     ) -> Args:
         """(args, kwargs) of the public function. ``shrink`` divides a real case's height and width."""
-        return self.build(Draw(seed=seed, dtype=dtype, device=device, batch=batch, shrink=shrink))
+        return self.build(Draw(seed=seed, dtype=dtype, device=device, batch=batch, shrink=shrink, most=most))
 
     def __str__(self) -> str:
         return self.name
@@ -123,30 +168,106 @@ class Contract:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What a call needs at least: the roofline's two numbers.
+class Refused:
+    """Calls that a provider does not take, and the sentence that it says ("{dtype}" is the type's name).
 
-    flops:  floating-point operations, a multiply-add counting as two.
-    bytes:  every input read once and every output written once.
+    calls:  patterns of cases' names, and of contracts' changes ("odd, stride #0"; see `fnmatch`).
+    dtypes: of the activations; every type where empty.
     """
 
-    flops: int
-    bytes: int
+    provider: str
+    sentence: str
+    calls: tuple[str, ...] = ("*",)
+    dtypes: tuple[torch.dtype, ...] = ()
 
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.flops + other.flops, self.bytes + other.bytes)
+    def fits(self, provider: str, call: str, dtype: torch.dtype) -> bool:
+        """Whether it is about this call."""
+        return (
+            provider == self.provider
+            and (not self.dtypes or dtype in self.dtypes)
+            and any(fnmatch.fnmatchcase(call, pattern) for pattern in self.calls)
+        )
 
 
-def bytes_of(*values: Any) -> int:
-    """Bytes of tensors (None and everything else count nothing)."""
-    return sum(v.numel() * v.element_size() for v in values if isinstance(v, torch.Tensor))
+def refused_types(provider: str, kernels: str, *taken: torch.dtype) -> Refused:
+    """The maps' types that kernels do not take."""
+    *names, last = (str(d).removeprefix("torch.") for d in taken)
+    every = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    sentence = f"the maps are {{dtype}}, the {kernels} kernels take {', '.join(names)} and {last}"
+    return Refused(provider, sentence, dtypes=tuple(d for d in every if d not in taken))
+
+
+def refused_activations(provider: str, kernels: str, **calls: tuple[str, ...]) -> tuple[Refused, ...]:
+    """The activations that kernels do not have, and the calls that have them."""
+    return tuple(
+        Refused(provider, f"the activation is {name}, the {kernels} kernels have none and relu", patterns)
+        for name, patterns in calls.items()
+    )
+
+
+def refused_of(op: str, provider: str, call: str, dtype: torch.dtype) -> str | None:
+    """What a provider says to a call that it does not take (the first that fits in ``REFUSED``), else None."""
+    cases = importlib.import_module(f"slowfast_kernels.ops.{op}.cases")
+    said = next((r.sentence for r in cases.REFUSED if r.fits(provider, call, dtype)), None)
+    return None if said is None else said.replace("{dtype}", str(dtype).removeprefix("torch."))
+
+
+def call_of(op: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, list[Any], Any] | None:
+    """(Op, inputs, spec) of a public function's call, or None where there is nothing to compute."""
+    from slowfast_kernels import ops
+
+    with RecordCalls(run=False) as record, torch.no_grad():
+        getattr(ops, op)(*args, **kwargs)
+    if not record.calls:
+        return None
+    name, values = record.calls[0]
+    *inputs, spec = OPS[name].split(values)
+    return OPS[name], inputs, spec
+
+
+def reduction_of(op: str, case: Case) -> int:
+    """Products of the longest sum behind a value of the result."""
+    if case.reduction is not None:
+        return case.reduction
+    args, kwargs = case.args(device="meta", shrink=1000)
+    call = call_of(op, args, kwargs)
+    weights = [] if call is None else [t for t in call[2].tensors if t.dim() > 1]
+    return max((math.prod(w.shape[1:]) for w in weights), default=1)
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Calls whose arguments do not fit one another.
+
+    base:  one that does fit, by keyword.
+    wrong: name -> what to replace in it, and the pattern of the ValueError. "a.weight" is a part of a `ConvAffine`.
+    """
+
+    base: dict[str, Any]
+    wrong: Mapping[str, tuple[dict[str, Any], str]]
+
+    def call(self, name: str) -> dict[str, Any]:
+        """The arguments of a wrong call."""
+        found = dict(self.base)
+        for key, value in self.wrong[name][0].items():
+            if isinstance(value, torch.Tensor) and value.dim() == 5:
+                value = value.contiguous(memory_format=torch.channels_last_3d)
+            argument, _, part = key.partition(".")
+            old = found.get(argument) or ConvAffine(torch.empty(0)) if part else None
+            found[argument] = old._replace(**{part: value}) if old is not None else value
+        return found
+
+
+def errors_of(op: str) -> Errors:
+    """The wrong calls of one op."""
+    return importlib.import_module(f"slowfast_kernels.ops.{op}.cases").errors()
 
 
 def op_names() -> tuple[str, ...]:
     """Names of the public ops."""
     from slowfast_kernels import ops
 
-    return tuple(ops.__all__)
+    return ops.NAMES
 
 
 def cases_of(op: str) -> tuple[Case, ...]:
@@ -164,5 +285,8 @@ def contracts_of(op: str) -> dict[str, Callable[[Draw], Contract]]:
 
 def cost_of(op: str, *args: Any, **kwargs: Any) -> Cost:
     """Least work of one call of an op's public function."""
-    cost: Cost = importlib.import_module(f"slowfast_kernels.ops.{op}.cost").cost(*args, **kwargs)
-    return cost
+    call = call_of(op, args, kwargs)
+    if call is None:  # a lateral connection of kind "none"
+        return Cost(0, 0)
+    called, inputs, spec = call
+    return called.cost(*inputs, spec)

@@ -29,7 +29,7 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
         for name, value in (*zip(names, args, strict=False), *kwargs.items()):
             if name in expected and not isinstance(value, torch.Tensor):
                 if hasattr(type(value), "__torch_function__"):
-                    return handle_torch_function(call, (value,), *args, **kwargs)  # type: ignore[no-any-return]
+                    return handle_torch_function(call, (value,), *args, **kwargs)
                 _check_no_tensor(value, expected[name], name)
         return function(*args, **kwargs)
 

@@ -14,14 +14,33 @@ def conv3d(
     stride: Sequence[int] = (1, 1, 1),
     padding: Sequence[int] = (0, 0, 0),
     dilation: Sequence[int] = (1, 1, 1),
+    groups: int = 1,
 ) -> torch.Tensor:
-    """``torch.nn.functional.conv3d`` without bias and groups: [N, Ci, T, H, W] -> [N, Co, To, Ho, Wo].
+    """``torch.nn.functional.conv3d`` without bias: [N, Ci, T, H, W] -> [N, Co, To, Ho, Wo].
 
     Calls that crash or go wrong in channels-last memory (`known_issues.ISSUES`) are made in contiguous memory.
     """
     if x.device.type == "cpu" and _breaks_channels_last(x, weight, padding, dilation):
         x, weight = _planar(x), _planar(weight)
-    return F.conv3d(x, weight, None, list(stride), list(padding), list(dilation))
+    return F.conv3d(x, weight, None, list(stride), list(padding), list(dilation), groups)
+
+
+def conv3d_gradients(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    needs: Sequence[bool],
+) -> list[torch.Tensor | None]:
+    """Gradients of ``x`` and ``weight``, each where it is needed, from that of the convolution."""
+    if x.device.type == "cpu" and _breaks_channels_last(x, weight, padding, dilation):
+        grad, x, weight = _planar(grad), _planar(x), _planar(weight)
+    settings = (list(stride), list(padding), list(dilation), False, [0, 0, 0], groups, [*needs, False])
+    found = torch.ops.aten.convolution_backward(grad, x, weight, None, *settings)
+    return [g if need else None for g, need in zip(found, needs, strict=False)]
 
 
 def _breaks_channels_last(

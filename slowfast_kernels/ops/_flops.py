@@ -1,4 +1,4 @@
-"""FLOP formulas for ``torch.utils.flop_counter``, from the ops' own ``cost.py``.
+"""FLOP formulas for ``torch.utils.flop_counter``, from the ops' own costs.
 
 A gradient that is recomputed counts as PyTorch counts a convolution's: what the forward does, once for the gradient
 of the maps and once for that of the weights. The forward that it computes again is not counted.
@@ -6,7 +6,6 @@ of the maps and once for that of the weights. The forward that it computes again
 
 from __future__ import annotations
 
-import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -43,22 +42,18 @@ def register_flop_formulas(names: Sequence[str]) -> None:
 
 
 def _formula(public: str, op: Op) -> Callable[..., int]:
-    """FLOPs of a call of ``op``: of ``cost``, or of ``cost_out`` or ``cost_bwd`` where the op has one."""
-    costs = importlib.import_module(f".{public}.cost", __package__)
-    cost = getattr(costs, f"cost{op.name.removeprefix(public)}", costs.cost)
+    """FLOPs of a call of ``op``; of a recomputed gradient from the op that it belongs to."""
 
     def flops(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
-        call = dict(zip(op.arguments, args, strict=False)) | kwargs
-        if not _has_values(call.get("rois")):
-            return 0
-        call.pop("slow_rule", None)  # which frames, not how many
-        passes = 1
-        if "needs" in call:
-            del call["grad_output"]
-            wanted = [n for n, need in zip(op.arguments[1:], call.pop("needs"), strict=False) if need]
+        call, passes, of = op.split(args, kwargs), 1, op
+        if op.arguments[:2] == ("grad_output", "needs"):
+            wanted = [n for n, need in zip(op.arguments[2:], call[1], strict=True) if need]
             passes = any(n in MAPS for n in wanted) + any(n.startswith("weight") for n in wanted)
-        found: int = cost(**call).flops
-        return passes * found
+            of = OPS[public]
+            call = of.split(call[2:])
+        if not all(_has_values(v) for n, v in zip(of.arguments, call, strict=False) if n == "rois"):
+            return 0
+        return passes * of.cost(*call).flops
 
     return flops
 

@@ -8,17 +8,18 @@ differentiated as such, to any order. torch.func and forward-mode derivatives pa
 from __future__ import annotations
 
 import contextlib
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import backends
 from ..backends import Provider
 from ._memory import channels_last
+from ._spec import Cost, Spec
 
 LIBRARY = torch.library.Library("slowfast", "FRAGMENT")
 
@@ -27,32 +28,80 @@ LIBRARY = torch.library.Library("slowfast", "FRAGMENT")
 class Gradient:
     """The backward of an op.
 
-    save:     inputs, outputs -> what the backward needs, tensors or not.
-    backward: those values, which inputs need a gradient, the outputs' gradients -> the inputs' gradients or None
-              (those of the last inputs may be left out).
+    save:     (inputs, spec), outputs -> what the backward needs, tensors or not.
+    backward: those values, which arguments need a gradient, the outputs' gradients -> the arguments' gradients or None
+              (those of the last arguments may be left out).
     """
 
-    save: Callable[[tuple[Any, ...], Any], Sequence[Any]]
+    save: Callable[[Sequence[Any], Any], Sequence[Any]]
     backward: Callable[..., Sequence[torch.Tensor | None]]
+
+
+def _least(*call: Any) -> Cost:
+    return call[-1].cost(*call[:-1])
 
 
 @dataclass(frozen=True)
 class Op:
-    """A registered op: what the tests, the benchmarks and the provider choice need to know of it."""
+    """A registered op: what the tests, the benchmarks and the provider choice need to know of it.
+
+    ``op(*inputs, spec)`` calls it. arguments: names of the flat arguments that PyTorch knows, the inputs' first.
+    cost: inputs, spec -> least work of a call.
+    """
 
     name: str
     arguments: tuple[str, ...]
     schema: str
     reference: Callable[..., Any]
+    fake: Callable[..., Any]
+    spec: type[Spec] | None
     providers: dict[str, Provider] = field(default_factory=dict)
+    cost: Callable[..., Cost] = _least
 
     @property
     def handle(self) -> Any:
         return getattr(torch.ops.slowfast, self.name).default
 
+    def __call__(self, *call: Any) -> Any:
+        return self.handle(*(call if self.spec is None else (*call[:-1], *call[-1].flat())))
+
+    def split(self, values: Sequence[Any], named: Mapping[str, Any] | None = None) -> Sequence[Any]:
+        """(inputs, spec) of flat values, the last of which may be given by name."""
+        flat = [*values, *(named[n] for n in self.arguments[len(values) :])] if named else values
+        if self.spec is None:
+            return flat
+        first = len(self.arguments) - len(self.spec.arguments())
+        return *flat[:first], self.spec.from_flat(flat[first:])
+
+    def flat_reference(self, *values: Any) -> Any:
+        """The reference on flat values."""
+        return self.reference(*self.split(values))
+
 
 #: name -> Op, filled by the imports of ``slowfast_kernels.ops``.
 OPS: dict[str, Op] = {}
+
+
+class RecordCalls(TorchDispatchMode):
+    """Calls of the library's registered ops inside the block: ``calls`` is a list of (name, flat arguments).
+
+    run: False computes nothing; what the ops return is uninitialised.
+    """
+
+    def __init__(self, run: bool = True) -> None:
+        super().__init__()
+        self.run = run
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace != "slowfast":
+            return func(*args, **kwargs)
+        schema = func._schema.arguments
+        given = [*args, *(kwargs[a.name] for a in schema[len(args) :] if a.name in kwargs)]
+        name = func._schema.name.removeprefix("slowfast::")
+        self.calls.append((name, tuple(given)))
+        return func(*args, **kwargs) if self.run else OPS[name].fake(*OPS[name].split(given))
 
 
 def define_native(schema: str) -> None:
@@ -74,61 +123,73 @@ def _canonical(out: Any) -> Any:
 
 def register(
     name: str,
-    arguments: str,
+    inputs: str,
+    spec: type[Spec] | None = None,
     returns: str = "Tensor",
     *,
     reference: Callable[..., Any],
     fake: Callable[..., Any],
-    providers: dict[str, Provider] | None = None,
+    providers: Mapping[str, Provider] | None = None,
     autocast: Sequence[str] = (),
     gradient: Gradient | str = "recomputed",
+    vjp: Callable[..., Sequence[torch.Tensor] | None] | None = None,
+    cost: Callable[..., Cost] | None = None,
     mutates: bool = False,
 ) -> Op:
     """Define ``slowfast::<name>`` and everything PyTorch wants to know of it.
 
-    arguments: the schema's argument list.
-    reference: plain PyTorch, takes the arguments in schema order; also the source of the gradients.
+    inputs:    the schema's first arguments.
+    spec:      the class whose fields are the other ones; None where there are none.
+    reference: plain PyTorch, takes the inputs and a spec, as fake and the providers do; also the source of gradients.
     fake:      shapes and strides of the outputs.
     providers: the other providers by name. An op that has none runs its reference whatever backend is asked for.
-    autocast:  names of the floating-point tensor arguments that autocast converts.
+    autocast:  names of the inputs that autocast converts, and a spec's convolution weights with them.
     gradient:  "recomputed": op ``<name>_bwd`` re-runs the reference at the saved inputs;
                "traced": calls that want gradients run the reference as plain PyTorch;
                "none": the op is not differentiable;
                a ``Gradient``: the op's own, usually a call of an op ``<name>_bwd``.
+    vjp:       of a recomputed gradient: output's gradient, needs, inputs, spec -> the gradients that are needed where
+               the reference need not be run for them, else None.
+    cost:      inputs, spec -> least work of a call; by default the spec's.
     mutates:   the op writes into its arguments marked "(a!)", returns nothing and has no gradient.
     """
+    arguments = ", ".join([inputs, *(spec.arguments() if spec else ())])
+    names = tuple(_argument_names(arguments))
     schema = f"{name}({arguments}) -> {returns}"
     LIBRARY.define(schema)
-    op = Op(
-        name,
-        tuple(_argument_names(arguments)),
-        schema,
-        reference,
-        {"reference": Provider(reference), **(providers or {})},
-    )
-    OPS[name] = op
+    all_providers = {"reference": Provider(reference), **(providers or {})}
+    op = OPS[name] = Op(name, names, schema, reference, fake, spec, all_providers, cost or _least)
 
-    def run(*args: Any) -> Any:
-        device = next(a.device.type for a in args if isinstance(a, torch.Tensor))
+    def run(*values: Any, **named: Any) -> Any:
+        call = op.split(values, named)
+        device = next(a.device.type for a in values if isinstance(a, torch.Tensor))
         only = op.providers["reference"] if len(op.providers) == 1 else None
-        out = (only or backends.choose(name, op.providers, device, args)).run(*args)
+        out = (only or backends.choose(name, op.providers, device, call)).run(*call)
         return None if mutates else _canonical(out)
 
     for key in ("CPU", "CUDA"):
-        LIBRARY.impl(name, _positional(run, op), key)
-    torch.library.register_fake(f"slowfast::{name}", _positional(fake, op), lib=LIBRARY)
+        LIBRARY.impl(name, run, key)
+    torch.library.register_fake(
+        f"slowfast::{name}", lambda *values, **named: fake(*op.split(values, named)), lib=LIBRARY
+    )
     if autocast:
-        _register_autocast(op, autocast)
+        weights = [n for n in names if n.split("_")[0] == "weight"] if has_convolutions(spec) else []
+        _register_autocast(op, [*autocast, *weights])
     if mutates:
         _register_autograd(op, _refuses_gradients(op, arguments))
     elif gradient == "recomputed":
-        _register_autograd(op, _differentiable(op, _recomputed(op, arguments)))
+        _register_autograd(op, _differentiable(op, _recomputed(op, arguments, vjp)))
     elif gradient == "traced":
         _register_autograd(op, _traced(op))
         torch.library.register_vmap(f"slowfast::{name}", _vmapped(op), lib=LIBRARY)
     elif isinstance(gradient, Gradient):
         _register_autograd(op, _differentiable(op, gradient))
     return op
+
+
+def has_convolutions(spec: type | None) -> bool:
+    """Whether an op has convolution weights, which its providers prepare."""
+    return spec is not None and any(kind.startswith("ConvAffine") for _, kind in getattr(spec, "layout", ()))
 
 
 def _argument_names(arguments: str) -> list[str]:
@@ -228,7 +289,7 @@ def _differentiable(op: Op, gradient: Gradient) -> Callable[..., Any]:
         out = below(*args)
         outputs = out if isinstance(out, tuple) else (out,)
         ctx.mark_non_differentiable(*(o for o in outputs if not o.is_floating_point()))
-        kept = gradient.save(args, out)
+        kept = gradient.save(op.split(args), out)
         ctx.save_for_backward(*(v for v in kept if isinstance(v, torch.Tensor)))
         ctx.others = [None if isinstance(v, torch.Tensor) else (v,) for v in kept]
         ctx.backend = backends.current()  # the backward may run in a thread where no choice is in force
@@ -252,7 +313,7 @@ def _differentiable(op: Op, gradient: Gradient) -> Callable[..., Any]:
                     f"slowfast::{op.name} cannot run here ({backends.current()}: torch.func and forward-mode "
                     "derivatives pass through the reference)"
                 )
-            return op.reference(*args)
+            return op.flat_reference(*args)
         return function.apply(below, *args) if _wants_gradient(args) else below(*args)
 
     return kernel
@@ -260,25 +321,24 @@ def _differentiable(op: Op, gradient: Gradient) -> Callable[..., Any]:
 
 def _traced(op: Op) -> Callable[..., Any]:
     def kernel(below: Callable[..., Any], *args: Any) -> Any:
-        return op.reference(*args) if _wants_gradient(args) or _transformed(args) else below(*args)
+        return op.flat_reference(*args) if _wants_gradient(args) or _transformed(args) else below(*args)
 
     return kernel
 
 
-def _recomputed(op: Op, arguments: str) -> Gradient:
+def _recomputed(
+    op: Op, arguments: str, direct: Callable[..., Sequence[torch.Tensor] | None] | None
+) -> Gradient:
     """Gradient of the reference at the saved inputs, as an opaque op so that torch.compile need not trace it."""
-    takes = inspect.signature(op.reference).parameters
-    assert len(op.arguments) == len(takes), f"{op.name}: reference and schema differ"
 
-    def fake(*args: Any) -> list[torch.Tensor]:
-        _, *inputs, needs = args
+    def fake(grad: torch.Tensor, needs: Sequence[bool], *inputs: Any) -> list[torch.Tensor]:
         return [torch.empty_like(v) for v, need in zip(inputs, needs, strict=True) if need]
 
     bwd = register(
         f"{op.name}_bwd",
-        f"Tensor grad_output, {arguments}, bool[] needs",
-        "Tensor[]",
-        reference=_vjp(op.reference),
+        f"Tensor grad_output, bool[] needs, {arguments}",
+        returns="Tensor[]",
+        reference=_vjp(op, direct),
         fake=fake,
         gradient="traced",
     )
@@ -286,27 +346,39 @@ def _recomputed(op: Op, arguments: str) -> Gradient:
     def backward(
         inputs: Sequence[Any], needs: Sequence[bool], grad: torch.Tensor
     ) -> Sequence[torch.Tensor | None]:
-        grads = iter(bwd.handle(grad, *inputs, list(needs)))
+        grads = iter(bwd.handle(grad, list(needs), *_flat(inputs)))
         return [next(grads) if need else None for need in needs]
 
-    return Gradient(lambda inputs, output: inputs, backward)
+    return Gradient(lambda call, output: _flat(call), backward)
 
 
-def _vjp(reference: Callable[..., Any]) -> Callable[..., list[torch.Tensor]]:
-    """Gradient of the result, arguments, which of them need a gradient -> those gradients.
+def _flat(call: Sequence[Any]) -> list[Any]:
+    """Flat values of (inputs, spec)."""
+    return [*call[:-1], *call[-1].flat()] if isinstance(call[-1], Spec) else list(call)
+
+
+def _vjp(
+    op: Op, direct: Callable[..., Sequence[torch.Tensor] | None] | None
+) -> Callable[..., list[torch.Tensor]]:
+    """Gradient of the result, which arguments need a gradient, arguments -> those gradients.
 
     Can be differentiated itself, with respect to all its tensors, where they require a gradient.
     """
 
-    def vjp(grad: torch.Tensor, *args: Any) -> list[torch.Tensor]:
-        *inputs, needs = args
+    def vjp(grad: torch.Tensor, needs: Sequence[bool], *inputs: Any) -> list[torch.Tensor]:
         again = _wants_gradient((grad, *inputs))
+        if direct is not None and not again and not _transformed((grad, *inputs)):
+            wide = [_wide(v) if isinstance(v, torch.Tensor) else v for v in inputs]
+            found = direct(_wide(grad), needs, *op.split(wide))
+            if found is not None:
+                given = [v for v, need in zip(inputs, needs, strict=True) if need]
+                return [_as(v, g) for v, g in zip(given, found, strict=True)]
         with _autograd():
             live = [
                 _leaf(v, need, again) if isinstance(v, torch.Tensor) else v
                 for v, need in zip(inputs, needs, strict=True)
             ]
-            out = reference(*live)
+            out = op.flat_reference(*live)
             wanted = [v for v, need in zip(live, needs, strict=True) if need]
             found = torch.autograd.grad(
                 out, wanted, grad.to(out.dtype), create_graph=again, allow_unused=True, materialize_grads=True
@@ -314,9 +386,20 @@ def _vjp(reference: Callable[..., Any]) -> Callable[..., list[torch.Tensor]]:
             given = [v for v, need in zip(inputs, needs, strict=True) if need]
             if again:
                 return [g.to(v.dtype) for v, g in zip(given, found, strict=True)]
-        return [torch.empty_like(v).copy_(g) for v, g in zip(given, found, strict=True)]
+        return [_as(v, g) for v, g in zip(given, found, strict=True)]
 
     return vjp
+
+
+def _as(v: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    """A gradient in the type and the memory layout that the fake promises."""
+    like = torch.empty_like(v, device="meta")
+    same = grad.dtype == v.dtype and grad.stride() == like.stride()
+    return grad if same else torch.empty_like(v).copy_(grad)
+
+
+def _wide(v: torch.Tensor) -> torch.Tensor:
+    return v.float() if v.dtype in (torch.bfloat16, torch.float16) else v
 
 
 def _leaf(v: torch.Tensor, need: bool, again: bool) -> torch.Tensor:
@@ -327,7 +410,7 @@ def _leaf(v: torch.Tensor, need: bool, again: bool) -> torch.Tensor:
     """
     connected = again and v.requires_grad
     leaf = v.view_as(v) if connected else v.detach()  # a view: the same tensor may be passed twice
-    leaf = leaf.float() if v.dtype in (torch.bfloat16, torch.float16) else leaf
+    leaf = _wide(leaf)
     return leaf.requires_grad_() if need and not connected else leaf
 
 
@@ -363,12 +446,3 @@ def _vmapped(op: Op) -> Callable[..., Any]:
         return out, [0] * len(out)
 
     return batched
-
-
-def as_triple(value: int | Sequence[int], name: str) -> list[int]:
-    """An int or three ints (time, height, width) as a list of three."""
-    if isinstance(value, int):
-        return [value] * 3
-    if len(value) != 3:
-        raise ValueError(f"{name}: expected an int or three ints (time, height, width), got {tuple(value)}")
-    return [int(v) for v in value]

@@ -1,3 +1,4 @@
 from .api import bottleneck3d
+from .spec import BlockSpec
 
-__all__ = ["bottleneck3d"]
+__all__ = ["BlockSpec", "bottleneck3d"]

@@ -7,13 +7,16 @@ folded into the weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from ... import autotune
+from .._dtypes import HALVES, refused
 from .._memory import channels_last, empty_channels_last, pixel_pitch
+from .._prepared import Prepared
 from .._registration import define_native
-from .cpu import output_shape
+from .._spec import ConvAffine, Shape
 from .cuda_pack import NARROW, WIDE, Packed, pack
 from .cuda_tiles import (
     TailTiles,
@@ -27,6 +30,7 @@ from .cuda_tiles import (
     whole_candidates,
     whole_heuristic,
 )
+from .spec import BlockSpec
 
 define_native(
     "_block_narrow_run_cuda(Tensor x, Tensor weights, Tensor shifts, int inner, int kernel_t, int stride, int dilation,"
@@ -44,7 +48,6 @@ define_native(
     " bool shortcut, int[] tile, int blocks, Tensor(a!) out) -> ()"
 )
 
-DTYPES = (torch.bfloat16, torch.float16)
 TUNER = autotune.Tuner("bottleneck3d", cuda=("block",))
 
 
@@ -174,36 +177,80 @@ def _chosen(
     return TUNER.pick(key, x.device, first, others, run)
 
 
-def refuses(x: torch.Tensor, weight_a: torch.Tensor, *rest: object) -> str | None:
-    """Why the CUDA kernels cannot run this call, or None."""
-    if x.dtype not in DTYPES:
-        return f"x is {x.dtype}: the tensor-core kernels take bfloat16 and float16"
-    weights = [weight_a, *(w for w in (rest[2], rest[5], rest[8]) if isinstance(w, torch.Tensor))]
-    for weight in weights:
-        if weight.dtype != x.dtype:
-            return f"weight is {weight.dtype} but x is {x.dtype}"
-    inner, cin, kernel_t = weight_a.shape[:3]
-    cout = weights[2].shape[0]
+class CudaBlock(Prepared):
+    """A block as one kernel, or two; ``following``: the next block's conv_a, which this one then computes as well.
+
+    ready: the block before has computed this one's conv_a.
+    """
+
+    provider = "cuda"
+
+    def __init__(
+        self,
+        spec: BlockSpec,
+        dtype: torch.dtype,
+        device: torch.device,
+        following: ConvAffine | None = None,
+        ready: bool = False,
+    ) -> None:
+        super().__init__(spec, dtype, device)
+        self.packed, self.ready = pack(spec, dtype, following), ready
+
+    @property
+    def weights(self) -> Sequence[torch.Tensor]:
+        p = self.packed
+        return [w for w in (p.weights, p.shifts, p.weights_a, p.shift_a) if w is not None]
+
+    def scratch(self, *inputs: Shape) -> Sequence[tuple[Sequence[int], torch.dtype]]:
+        return (
+            [(self.spec.inner[0].out_shape(inputs[0]), self.dtype)]
+            if self.packed.weights_a is not None
+            else []
+        )
+
+    def taken(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def into(self, out: torch.Tensor, *args: Any) -> torch.Tensor:
+        """args: x; of a wide block memory for conv_a's result; of a chained one memory for the next one's."""
+        x, inner, following = (*args, None, None)[:3]
+        s: BlockSpec = self.spec
+        return run_packed(
+            x,
+            self.packed,
+            out,
+            stride=s.stride,
+            dilation=s.dilation,
+            inner=inner,
+            following=following,
+            ready=self.ready,
+        )
+
+
+def cannot(spec: BlockSpec, dtype: torch.dtype) -> str | None:
+    """Why the CUDA kernels cannot run this block, or None."""
+    if reason := refused(dtype, HALVES, "tensor-core"):
+        return reason
+    inner, cin, kernel_t = spec.a.weight.shape[:3]
+    cout = spec.c.weight.shape[0]
     if inner not in NARROW + WIDE:
         return f"the inner width {inner} is none of {', '.join(map(str, NARROW + WIDE))}"
     if cin % 8 or cout % 8:
         return f"{cin} and {cout} channels are not multiples of 8, which the kernels move at a time"
-    # stride and dilation may be left out: what is asked then is about the weights
-    stride, dilation = (v if isinstance(v, int) else 1 for v in (*rest[11:13], 1, 1)[:2])
-    least, most = (
-        least_shared_bytes(cin, inner, cout, kernel_t, len(weights) > 3, stride, dilation),
-        limits(x.device)[1],
-    )
+    shortcut = spec.shortcut is not None
+    least = least_shared_bytes(cin, inner, cout, kernel_t, shortcut, spec.stride, spec.dilation)
+    most = limits(spec.a.weight.device)[1]
     if least > most:
         return f"one output pixel takes {least} bytes of shared memory, and a block of threads has {most}"
-    if x.shape[3] * x.shape[4] >= 2**31:
-        return f"a frame has {x.shape[3]} x {x.shape[4]} pixels, 2^31 or more"
     return None
 
 
-def run(x: torch.Tensor, *args: object) -> torch.Tensor:
-    *parameters, stride, dilation = args
-    assert isinstance(stride, int) and isinstance(dilation, int)
-    packed = pack(*parameters, dtype=x.dtype)  # type: ignore[arg-type]
-    out = empty_channels_last(x, output_shape(x.shape, (packed.cout,), stride))
-    return run_packed(x, packed, out, stride=stride, dilation=dilation)
+def refuses_shapes(spec: BlockSpec, x: Shape) -> str | None:
+    """Why the CUDA kernels cannot run on a map of this shape, or None."""
+    if x[3] * x[4] >= 2**31:
+        return f"a frame has {x[3]} x {x[4]} pixels, 2^31 or more"
+    return None
+
+
+def prepare(spec: BlockSpec, dtype: torch.dtype, device: torch.device, once: bool = False) -> Prepared:
+    return CudaBlock(spec, dtype, device)

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from .._spec import ConvAffine
+from .spec import BlockSpec
+
 #: Inner widths of the one kernel: their weights stay in shared memory.
 NARROW = (8, 16, 32)
 
@@ -33,14 +36,12 @@ def _fragments(matrix: torch.Tensor) -> torch.Tensor:
     return matrix.view(k // 16, 2, 4, 2, n // (8 * pair), pair, 8).permute(0, 4, 6, 2, 5, 1, 3).flatten()
 
 
-def _products(weight: torch.Tensor, scale: torch.Tensor | None, per_tap: bool) -> torch.Tensor:
+def _products(conv: ConvAffine, per_tap: bool) -> torch.Tensor:
     """A weight [Cout, Cin, kt, kh, kw] with its scale as float32 products x channels, filled up to whole 16s.
 
     per_tap: the products of every tap are filled up, else all together.
     """
-    weight = weight.detach().float()
-    if scale is not None:
-        weight = weight * scale.detach().float().view(-1, 1, 1, 1, 1)
+    weight = conv.folded()
     rows = weight.permute(2, 3, 4, 1, 0).reshape(-1, weight.shape[1], weight.shape[0])
     if per_tap:
         rows = F.pad(rows, (0, 0, 0, -rows.shape[1] % 16))
@@ -54,10 +55,10 @@ def _ordered(products: torch.Tensor, wide: int) -> torch.Tensor:
     return products[:, _stored_order(wide).to(products.device)]
 
 
-def _shift(shift: torch.Tensor | None, channels: int, like: torch.Tensor) -> torch.Tensor:
-    if shift is None:
-        return torch.zeros(channels, device=like.device)
-    return F.pad(shift.detach().float(), (0, channels - shift.shape[0]))
+def _shift(conv: ConvAffine, channels: int) -> torch.Tensor:
+    if conv.shift is None:
+        return torch.zeros(channels, device=conv.weight.device)
+    return F.pad(conv.shift.detach().float(), (0, channels - conv.shift.shape[0]))
 
 
 def _chained_order(steps: int) -> torch.Tensor:
@@ -95,50 +96,34 @@ class Packed:
     chained: bool = False
 
 
-def pack(
-    weight_a: torch.Tensor,
-    scale_a: torch.Tensor | None,
-    shift_a: torch.Tensor | None,
-    weight_b: torch.Tensor,
-    scale_b: torch.Tensor | None,
-    shift_b: torch.Tensor | None,
-    weight_c: torch.Tensor,
-    scale_c: torch.Tensor | None,
-    shift_c: torch.Tensor | None,
-    weight_s: torch.Tensor | None = None,
-    scale_s: torch.Tensor | None = None,
-    shift_s: torch.Tensor | None = None,
-    *,
-    following: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None] | None = None,
-    dtype: torch.dtype,
-) -> Packed:
+def pack(spec: BlockSpec, dtype: torch.dtype, following: ConvAffine | None = None) -> Packed:
     """The block's arguments for `run_packed`; ``dtype`` is the compute type.
 
-    following: (weight, scale, shift) of the next block's conv_a, to compute it along with this block: 1x1x1, of this
-               block's cout to its inner width, which has to be a wide one; anything else is a ValueError.
+    following: the next block's conv_a, to compute it along with this block: 1x1x1, of this block's cout to its inner
+               width, which has to be a wide one; anything else is a ValueError.
     """
-    inner, cin, kernel_t = weight_a.shape[:3]
-    cout = weight_c.shape[0]
+    inner, cin, kernel_t = spec.a.weight.shape[:3]
+    cout = spec.c.weight.shape[0]
     if following is not None:
         if inner not in WIDE:
             raise ValueError(
                 f"following: expected a block of inner width {' or '.join(map(str, WIDE))}, got {inner}"
             )
-        if following[0].shape != (inner, cout, 1, 1, 1):
+        if following.weight.shape != (inner, cout, 1, 1, 1):
             raise ValueError(
-                f"following: expected a weight of shape {(inner, cout, 1, 1, 1)}, got {tuple(following[0].shape)}"
+                f"following: expected a weight of shape {(inner, cout, 1, 1, 1)}, got {tuple(following.weight.shape)}"
             )
     columns = 64 if inner in WIDE else 32
     wide = -(-cout // columns) * columns
-    shift = _shift(shift_c, wide, weight_c)
-    if weight_s is not None:
-        shift = shift + _shift(shift_s, wide, weight_c)
-    a = _fragments(_ordered(_products(weight_a, scale_a, True), inner)).to(dtype)
-    first = _shift(shift_a, inner, weight_c)
-    b = _fragments(_products(weight_b, scale_b, False))
-    c = _ordered(_products(weight_c, scale_c, True), wide)
-    second = _shift(shift_b, inner, weight_c)
-    s = None if weight_s is None else _ordered(_products(weight_s, scale_s, True), wide)
+    shift = _shift(spec.c, wide)
+    if spec.shortcut is not None:
+        shift = shift + _shift(spec.shortcut, wide)
+    a = _fragments(_ordered(_products(spec.a, True), inner)).to(dtype)
+    first = _shift(spec.a, inner)
+    b = _fragments(_products(spec.b, False))
+    c = _ordered(_products(spec.c, True), wide)
+    second = _shift(spec.b, inner)
+    s = None if spec.shortcut is None else _ordered(_products(spec.shortcut, True), wide)
     if inner not in WIDE:
         parts = [b, _fragments(c), *([] if s is None else [_fragments(s)])]
         return Packed(
@@ -150,9 +135,9 @@ def pack(
         s = F.pad(s, (0, 0, 0, -s.shape[0] % inner))  # whole stages
     f, shifts = None, [second, shift]
     if following is not None:
-        f = _ordered(_products(following[0], following[1], True), inner)
+        f = _ordered(_products(following, True), inner)
         f = F.pad(f, (0, 0, 0, wide - f.shape[0]))[_chained_order(wide // 16).to(f.device)]
-        shifts.append(_shift(following[2], inner, weight_c))
+        shifts.append(_shift(following, inner))
     for n in range(0, wide, columns):
         parts += [_fragments(m[:, n : n + columns].contiguous()) for m in (c, s) if m is not None]
         if f is not None:

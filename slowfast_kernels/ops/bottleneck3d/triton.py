@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -17,8 +18,10 @@ from ... import autotune, backends
 from ..._triton import tiles
 from ..._triton.launch import cdiv, launch, next_power_of_2
 from .._memory import channels_last, empty_channels_last, pixel_pitch, pixel_rows
+from .._prepared import Prepared
+from .._spec import Shape
 from ..conv_bn_act3d import triton as conv
-from .cpu import output_shape
+from .spec import BlockSpec
 
 TUNER = autotune.Tuner("bottleneck3d", __file__, *conv.TUNER.files)
 
@@ -56,33 +59,9 @@ class Packed:
     shift_c: torch.Tensor | None
 
 
-def pack(
-    weight_a: torch.Tensor,
-    scale_a: torch.Tensor | None,
-    shift_a: torch.Tensor | None,
-    weight_b: torch.Tensor,
-    scale_b: torch.Tensor | None,
-    shift_b: torch.Tensor | None,
-    weight_c: torch.Tensor,
-    scale_c: torch.Tensor | None,
-    shift_c: torch.Tensor | None,
-    weight_s: torch.Tensor | None = None,
-    scale_s: torch.Tensor | None = None,
-    shift_s: torch.Tensor | None = None,
-    *,
-    dtype: torch.dtype,
-    fold: bool = True,
-) -> Packed:
-    """The block's arguments for `run_packed`; ``fold`` as in `conv_bn_act3d.triton.pack`."""
-    shifts = [s for s in (conv.float32(shift_c), conv.float32(shift_s)) if s is not None]
-    return Packed(
-        conv.pack(weight_a, scale_a, dtype=dtype, fold=fold),
-        conv.pack(weight_b, scale_b, dtype=dtype, fold=fold),
-        conv.pack(weight_c, scale_c, weight_s, scale_s, dtype=dtype, fold=fold),
-        conv.float32(shift_a),
-        conv.float32(shift_b),
-        shifts[0] + shifts[1] if len(shifts) == 2 else shifts[0] if shifts else None,
-    )
+def pack(a: conv.TritonConv, b: conv.TritonConv, c: conv.TritonConv) -> Packed:
+    """The block's arguments for `run_packed`, of its convolutions, the last with the shortcut's."""
+    return Packed(a.packed, b.packed, c.packed, a.shift, b.shift, c.shift)
 
 
 # --- kernel ------------------------------------------------------------------------------------------------
@@ -308,18 +287,49 @@ def run_packed(
     return out
 
 
-def refuses(x: torch.Tensor, weight_a: torch.Tensor, *rest: object) -> str | None:
-    """Why the Triton kernels cannot run this call, or None."""
-    for weight in (weight_a, rest[2], rest[5], rest[8]):
-        reason = conv.refuses(x, weight) if isinstance(weight, torch.Tensor) else None
-        if reason:
-            return reason
-    return None
+class TritonBlock(Prepared):
+    """A block: conv_a, then the others in one kernel or two."""
+
+    provider = "triton"
+
+    def __init__(self, spec: BlockSpec, convs: Sequence[conv.TritonConv]) -> None:
+        """convs: a, b, and c with the shortcut's."""
+        super().__init__(spec, convs[0].dtype, convs[0].device)
+        self.packed = pack(*convs)
+
+    @property
+    def weights(self) -> Sequence[torch.Tensor]:
+        p = self.packed
+        found = (p.a.weight, p.b.weight, p.c.weight, p.c.weight2, p.shift_a, p.shift_b, p.shift_c)
+        return [w for w in found if w is not None]
+
+    def scratch(self, *inputs: Shape) -> Sequence[tuple[Sequence[int], torch.dtype]]:
+        a, b = self.spec.inner
+        first = a.out_shape(inputs[0])
+        return [(first, self.dtype), (b.out_shape(first), self.dtype)]
+
+    def taken(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def into(self, out: torch.Tensor, *args: Any) -> torch.Tensor:
+        x, inner, middle = args
+        s: BlockSpec = self.spec
+        return run_packed(
+            x, self.packed, out, stride=s.stride, dilation=s.dilation, inner=inner, middle=middle
+        )
 
 
-def run(x: torch.Tensor, *args: object) -> torch.Tensor:
-    *parameters, stride, dilation = args
-    assert isinstance(stride, int) and isinstance(dilation, int)
-    packed = pack(*parameters, dtype=x.dtype, fold=False)  # type: ignore[arg-type]
-    shape: Sequence[int] = output_shape(x.shape, (packed.c.weight.shape[0],), stride)
-    return run_packed(x, packed, empty_channels_last(x, shape), stride=stride, dilation=dilation)
+def cannot(spec: BlockSpec, dtype: torch.dtype) -> str | None:
+    """Why the Triton kernels cannot run this block, or None."""
+    reasons = (conv.cannot(part, dtype) for part in (*spec.inner, spec.last))
+    return next((reason for reason in reasons if reason), None)
+
+
+def refuses_shapes(spec: BlockSpec, x: Shape) -> str | None:
+    """Why the Triton kernels cannot run on a map of this shape, or None."""
+    return conv.too_many(x)
+
+
+def prepare(spec: BlockSpec, dtype: torch.dtype, device: torch.device, once: bool = False) -> Prepared:
+    inner = [conv.prepare(part, dtype, device, once) for part in spec.inner]
+    return TritonBlock(spec, [*inner, conv.prepare(spec.last, dtype, device, once, spec.projection)])

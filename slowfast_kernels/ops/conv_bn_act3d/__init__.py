@@ -1,3 +1,4 @@
 from .api import conv_bn_act3d
+from .spec import ConvSpec
 
-__all__ = ["conv_bn_act3d"]
+__all__ = ["ConvSpec", "conv_bn_act3d"]

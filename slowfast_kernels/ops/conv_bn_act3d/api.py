@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from .._checks import check_channels, check_clip, check_out, check_types, check_vector, public
-from .._registration import as_triple
-from .cpu import output_shape
+from .._checks import check_channels, check_clip, check_out, check_types, public
+from .._spec import ConvAffine
 from .op import OP, OP_OUT
+from .spec import ConvSpec
 
 
 @public
@@ -23,24 +23,27 @@ def conv_bn_act3d(
     stride: int | Sequence[int] = 1,
     padding: int | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
-    relu: bool = True,
+    groups: int = 1,
+    activation: str = "relu",
     out: torch.Tensor | None = None,
     channel_offset: int = 0,
 ) -> torch.Tensor:
-    """3-D convolution with a per-channel affine, a residual and a ReLU in its epilogue.
+    """3-D convolution with a per-channel affine, a residual and an activation in its epilogue.
 
-    ``relu(conv3d(x, weight) * scale + shift + residual)``: the convolution, folded batch norm, shortcut and
+    ``activation(conv3d(x, weight) * scale + shift + residual)``: the convolution, folded batch norm, shortcut and
     activation of a SlowFast residual block (SlowFast paper, section 3.4 and table 1) in one pass.
 
     Args:
         x: Tensor[N, Cin, T, H, W], float32, bfloat16, float16 or float64, best in channels_last_3d memory
             (other layouts are converted).
-        weight: Tensor[Cout, Cin, kt, kh, kw] of the same dtype; no groups.
+        weight: Tensor[Cout, Cin / groups, kt, kh, kw] of the same dtype.
         scale: Tensor[Cout] or None (= 1): gamma / sqrt(var + eps) of a batch norm.
         shift: Tensor[Cout] or None (= 0): beta - mean * scale.
         residual: Tensor of the output's shape, added before the activation, or None.
         stride, padding, dilation: an int or three ints (time, height, width), in frames and pixels.
-        relu: clamp at zero; NaN passes.
+        groups: of channels that see one another only, a divisor of Cin and Cout; the kernels have 1, more run as
+            plain PyTorch.
+        activation: "relu" (clamp at zero; NaN passes), "none", or, as plain PyTorch, "silu", "hardswish", "sigmoid".
         out: Tensor[N, Ctotal, To, Ho, Wo] in channels_last_3d memory to write channels
             [channel_offset, channel_offset + Cout) of, in place; of x's dtype, inference only.
         channel_offset: first channel of ``out`` to write.
@@ -53,25 +56,20 @@ def conv_bn_act3d(
         RuntimeError: a backend asked for by name that cannot run the call, ``out`` where a gradient is wanted.
     """
     check_clip(x, "x")
-    if weight.dim() != 5:
-        raise ValueError(f"weight: expected [Cout, Cin, kt, kh, kw], got shape {tuple(weight.shape)}")
-    check_channels(x, weight.shape[1], "x", "weight")
+    spec = ConvSpec(ConvAffine(weight, scale, shift), stride, padding, dilation, groups, activation)  # type: ignore[arg-type]
+    spec.check()
+    check_channels(x, weight.shape[1] * groups, "x", "weight" if groups == 1 else "weight, times groups,")
     check_types("x", x, weight=weight, residual=residual)
-    s, p, d = as_triple(stride, "stride"), as_triple(padding, "padding"), as_triple(dilation, "dilation")
-    if min(s) < 1 or min(d) < 1 or min(p) < 0:
-        raise ValueError(f"expected stride and dilation >= 1 and padding >= 0, got {s}, {d} and {p}")
-    check_vector(scale, weight.shape[0], "scale")
-    check_vector(shift, weight.shape[0], "shift")
-    shape = output_shape(x.shape, weight.shape, s, p, d)
+    shape = spec.out_shape(x.shape)
     if min(shape[2:]) < 1:
         raise ValueError(
             f"x of shape {tuple(x.shape)} is smaller than the kernel {tuple(weight.shape[2:])} "
-            f"with dilation {tuple(d)} and padding {tuple(p)}"
+            f"with dilation {spec.dilation} and padding {spec.padding}"
         )
     if residual is not None and list(residual.shape) != shape:
         raise ValueError(f"residual: expected shape {tuple(shape)}, got {tuple(residual.shape)}")
     if out is None:
-        return OP.handle(x, weight, scale, shift, residual, s, p, d, relu)
+        return OP(x, residual, spec)
     check_out(out, x.dtype)
     expected = (shape[0], *shape[2:])
     if out.dim() != 5 or (out.shape[0], *out.shape[2:]) != expected:
@@ -80,5 +78,5 @@ def conv_bn_act3d(
         raise ValueError(
             f"out has {out.shape[1]} channels, cannot take {shape[1]} from channel {channel_offset} on"
         )
-    OP_OUT.handle(x, weight, scale, shift, residual, s, p, d, relu, out, channel_offset)
+    OP_OUT(x, residual, out, channel_offset, spec)
     return out

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
 from .._conv3d import conv3d
+from .spec import ConvSpec
+
+_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": F.relu,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+    "sigmoid": torch.sigmoid,
+}
 
 
 def affine(x: torch.Tensor, scale: torch.Tensor | None, shift: torch.Tensor | None) -> torch.Tensor:
@@ -21,19 +31,12 @@ def affine(x: torch.Tensor, scale: torch.Tensor | None, shift: torch.Tensor | No
     return wide.to(x.dtype)
 
 
-def conv_bn_act3d_reference(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor | None,
-    shift: torch.Tensor | None,
-    residual: torch.Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    relu: bool,
-) -> torch.Tensor:
-    y = conv3d(x, weight, stride, padding, dilation)
-    y = affine(y, scale, shift)
-    if residual is not None:
-        y = y + residual
-    return F.relu(y) if relu else y
+def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
+    """One of `ACTIVATIONS`."""
+    return x if activation == "none" else _ACTIVATIONS[activation](x)
+
+
+def conv_bn_act3d_reference(x: torch.Tensor, residual: torch.Tensor | None, spec: ConvSpec) -> torch.Tensor:
+    weight, scale, shift = spec.conv
+    y = affine(conv3d(x, weight, spec.stride, spec.padding, spec.dilation, spec.groups), scale, shift)
+    return activate(y if residual is None else y + residual, spec.activation)

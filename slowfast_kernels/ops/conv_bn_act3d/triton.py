@@ -18,11 +18,13 @@ import triton.language as tl
 from ... import autotune, backends, precision
 from ..._triton import tiles
 from ..._triton.launch import cdiv, launch, next_power_of_2
-from .._memory import adjacent_channels, empty_channels_last, pixel_pitch, pixel_rows
+from .._dtypes import FLOATS, refused
+from .._memory import adjacent_channels, pixel_pitch, pixel_rows
+from .._prepared import Prepared
 from .._registration import float32
-from .cpu import output_shape
+from .._spec import Shape
+from .spec import ConvSpec, beyond_kernels, output_shape
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 POINT, TAPS, ROWS = 0, 1, 2  # as in tiles
 TUNER = autotune.Tuner("conv_bn_act3d", __file__, tiles.__file__)
 
@@ -463,59 +465,73 @@ def _with_second(
     return apart, [x2.stride(d) * s for d, s in zip((0, 2, 3, 4), steps, strict=True)]
 
 
-def refuses(x: torch.Tensor, weight: torch.Tensor, *rest: object) -> str | None:
-    """Why the Triton kernels cannot run this call, or None."""
-    if x.dtype not in DTYPES:
-        return f"x is {x.dtype}, the Triton kernels take float32, bfloat16 and float16"
-    if weight.dtype != x.dtype:
-        return f"weight is {weight.dtype} but x is {x.dtype}"
-    if sum(weight.shape[2:]) > MOST_TAPS:
-        return (
-            f"the kernel {tuple(weight.shape[2:])} spans more than {MOST_TAPS} places along its axes together"
-        )
-    residual = rest[2] if len(rest) > 2 else None
-    if isinstance(residual, torch.Tensor) and residual.dtype != x.dtype:
-        return f"residual is {residual.dtype} but x is {x.dtype}"
-    pixels = x.shape[0] * math.prod(x.shape[2:])
-    if len(rest) > 5:  # a convolution itself, not one of an op made of several
-        shape = output_shape(x.shape, weight.shape, *rest[3:6])  # type: ignore[arg-type]
-        pixels = max(pixels, shape[0] * math.prod(shape[2:]))
-    if pixels >= 2**31:
-        return f"there are {pixels} pixels, the Triton kernels count up to {2**31 - 1}"
-    return None
+class TritonConv(Prepared):
+    """A convolution; with a ``shortcut``, a 1x1x1 convolution of a second map in the same sums."""
+
+    provider, arity = "triton", 3
+
+    def __init__(
+        self,
+        spec: ConvSpec,
+        dtype: torch.dtype,
+        device: torch.device,
+        shortcut: ConvSpec | None = None,
+        fold: bool = True,
+    ) -> None:
+        super().__init__(spec, dtype, device)
+        weight2, scale2, shift2 = shortcut.conv if shortcut else (None, None, None)
+        self.packed = pack(spec.conv.weight, spec.conv.scale, weight2, scale2, dtype=dtype, fold=fold)
+        shifts = [s for s in (float32(spec.conv.shift), float32(shift2)) if s is not None]
+        self.shift = sum(shifts[1:], shifts[0]) if shifts else None
+        self.stride2 = shortcut.stride if shortcut else (1, 1, 1)
+
+    @property
+    def weights(self) -> Sequence[torch.Tensor]:
+        found = (self.packed.weight, self.packed.weight2, self.packed.scale, self.shift)
+        return [w for w in found if w is not None]
+
+    def flops(self, *inputs: Shape) -> int:
+        pixels = 2 * math.prod(self.out_shape(*inputs))
+        return super().flops(*inputs) + pixels * self.packed.channels2
+
+    def taken(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def into(self, out: torch.Tensor, *args: Any) -> torch.Tensor:
+        x, residual, second = args
+        s: ConvSpec = self.spec
+        return run_packed(
+            x, self.packed, self.shift, out, stride=s.stride, padding=s.padding, dilation=s.dilation, relu=s.relu,
+            residual=residual, x2=second, stride2=self.stride2,
+        )  # fmt: skip
 
 
-def run(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor | None,
-    shift: torch.Tensor | None,
-    residual: torch.Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    relu: bool,
-    out: torch.Tensor | None = None,
-) -> torch.Tensor:
-    if out is None:
-        out = empty_channels_last(x, output_shape(x.shape, weight.shape, stride, padding, dilation))
-    packed = pack(weight, scale, dtype=x.dtype, fold=False)
-    return run_packed(
-        x, packed, float32(shift), out, stride=stride, padding=padding, dilation=dilation, relu=relu,
-        residual=residual,
-    )  # fmt: skip
+def cannot(spec: ConvSpec, dtype: torch.dtype) -> str | None:
+    """Why the Triton kernels cannot run this convolution, or None."""
+    if sum(spec.conv.kernel) > MOST_TAPS:
+        return f"the kernel {spec.conv.kernel} spans more than {MOST_TAPS} places along its axes together"
+    return refused(dtype, FLOATS, "Triton") or beyond_kernels(spec, "Triton")
 
 
-def refuses_out(*args: Any) -> str | None:
-    x, out = args[0], args[-2]
-    if out.dtype != x.dtype:
-        return f"out is {out.dtype} but x is {x.dtype}"
-    if not out.is_contiguous(memory_format=torch.channels_last_3d):
-        return "out is not channels_last_3d"
-    return refuses(*args)
+def too_many(*shapes: Shape) -> str | None:
+    """Why the Triton kernels cannot run on maps of these shapes, or None."""
+    pixels = max(x[0] * math.prod(x[2:]) for x in shapes)
+    return (
+        f"there are {pixels} pixels, the Triton kernels count up to {2**31 - 1}" if pixels >= 2**31 else None
+    )
 
 
-def run_out(*args: Any) -> None:
-    out, channel_offset = args[-2:]
-    call = [*args[:-2], out.narrow(1, channel_offset, args[1].shape[0])]
-    run(*call)
+def refuses_shapes(spec: ConvSpec, x: Shape) -> str | None:
+    """Why the Triton kernels cannot run on a map of this shape, or None."""
+    return too_many(x, spec.out_shape(x))
+
+
+def prepare(
+    spec: ConvSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    once: bool = False,
+    shortcut: ConvSpec | None = None,
+) -> TritonConv:
+    """For one call the scale is applied behind the sums: the weights are then read as they lie."""
+    return TritonConv(spec, dtype, device, shortcut, fold=not once)

@@ -6,12 +6,11 @@ has a few 1e-7; in bfloat16 these forms lose too much and are not offered.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from .._registration import define_native
-from . import cpu
+from .._spec import ConvAffine, Shape
+from .spec import ConvSpec
 
 define_native(
     "_winograd_run_cpu(Tensor x, Tensor packed, Tensor? shift, Tensor? residual, bool spatial, bool relu,"
@@ -35,38 +34,32 @@ G = torch.tensor(
 LEAST_CHANNELS = 64
 
 
-def pays(
-    weight: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    dtype: torch.dtype,
-) -> bool:
-    """Whether a convolution of this weight shape [Cout, Cin, kt, kh, kw] has a Winograd form that is faster."""
-    cout, cin, *kernel = weight
+def pays(spec: ConvSpec, dtype: torch.dtype) -> bool:
+    """Whether a convolution has a Winograd form that is faster."""
+    cout, cin, *kernel = spec.conv.weight.shape
     return (
         dtype == torch.float32
         and tuple(kernel) in ((3, 1, 1), (1, 3, 3))
-        and tuple(stride) == tuple(dilation) == (1, 1, 1)
-        and tuple(padding) == tuple(k // 2 for k in kernel)
+        and spec.stride == spec.dilation == (1, 1, 1)
+        and spec.padding == tuple(k // 2 for k in kernel)
         and min(cout, cin) >= LEAST_CHANNELS
         and cout % 16 == 0
     )
 
 
-def pack(weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+def pack(conv: ConvAffine) -> torch.Tensor:
     """Transformed weights (times scale), transformed in float64, as panels with one tap per plane."""
-    w = weight.detach().double()
-    if scale is not None:
-        w = w * scale.detach().double().view(-1, 1, 1, 1, 1)
+    w = conv.weight.detach().double()
+    if conv.scale is not None:
+        w = w * conv.scale.detach().double().view(-1, 1, 1, 1, 1)
     if w.shape[2] == 3:
         u = torch.einsum("ik,ock->oci", G, w[..., 0, 0])
     else:
         u = torch.einsum("ik,jl,ockl->ocij", G, G, w[:, :, 0]).flatten(2)
-    return cpu.pack(u.float()[..., None, None], dtype=torch.float32)
+    return torch.ops.slowfast._conv_pack_cpu(u.float()[..., None, None], None, None, None, False)
 
 
-def workspace_numel(x: Sequence[int], spatial: bool) -> int:
+def workspace_numel(x: Shape, spatial: bool) -> int:
     """Float32 values of the transformed input of x [N, C, T, H, W]."""
     n, c, t, h, w = x
     rows = n * t * -(-h // 4) * -(-w // 4) if spatial else n * -(-t // 4) * h * w

@@ -1,3 +1,4 @@
 from .api import lateral_fusion
+from .spec import LateralSpec
 
-__all__ = ["lateral_fusion"]
+__all__ = ["LateralSpec", "lateral_fusion"]

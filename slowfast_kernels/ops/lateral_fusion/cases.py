@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from .. import _shapes
-from .._cases import Args, Case, Contract, Draw
-from .cpu import lateral_channels
+import torch
+
+from .. import _layers
+from .._cases import Args, Case, Contract, Draw, Errors, refused_activations, refused_types
+from .._spec import ConvAffine
+from .spec import LateralSpec
 
 
 def _call(
@@ -19,12 +23,12 @@ def _call(
     alpha: int = 4,
     kind: str = "conv",
     affine: bool = True,
-    relu: bool = True,
+    activation: str = "relu",
     into_buffer: bool = False,
 ) -> Args:
     n, channels, frames, h, w = slow
     weight = draw.weight(out, fast, kernel, 1, 1) if kind == "conv" else None
-    kwargs: dict[str, object] = {"alpha": alpha, "kind": kind, "relu": relu}
+    kwargs: dict[str, object] = {"alpha": alpha, "kind": kind, "activation": activation}
     if into_buffer:
         kwargs["out"] = draw.normal(n, channels + out, frames, h, w)
         narrow = kwargs["out"][:, :channels]  # type: ignore[index]
@@ -40,21 +44,21 @@ def _call(
     return args, kwargs
 
 
-def _layer(layer: _shapes.Lateral, suffix: str = "", count: int = 0, **kwargs: object) -> Case:
+def _layer(layer: _layers.Layer, suffix: str = "", count: int = 0, **kwargs: Any) -> Case:
+    conv, alpha = layer.spec.conv, layer.spec.alpha
+
     def build(draw: Draw) -> Args:
-        size = draw.extent(layer.size)
-        slow = (draw.batch, layer.slow, layer.frames, size, size)
-        return _call(draw, slow, layer.fast, layer.out, layer.kernel, alpha=layer.alpha, **kwargs)  # type: ignore[arg-type]
+        slow, fast = map(draw.map, layer.inputs)
+        return _call(draw, slow, fast[1], conv.weight.shape[0], conv.kernel[0], alpha=alpha, **kwargs)
 
     return Case(layer.name + suffix, build, real=True, count=count)
 
 
-def _other_kind(layer: _shapes.Lateral, kind: str) -> Case:
+def _other_kind(layer: _layers.Layer, kind: str) -> Case:
     def build(draw: Draw) -> Args:
-        size = draw.extent(layer.size)
-        channels = layer.alpha * layer.fast if kind == "time_to_channel_sum" else layer.slow
-        slow = (draw.batch, channels, layer.frames, size, size)
-        return _call(draw, slow, layer.fast, alpha=layer.alpha, kind=kind)
+        (n, channels, *extents), fast = map(draw.map, layer.inputs)
+        channels = layer.spec.alpha * fast[1] if kind == "time_to_channel_sum" else channels
+        return _call(draw, (n, channels, *extents), fast[1], alpha=layer.spec.alpha, kind=kind)
 
     return Case(f"{layer.name} {kind}", build, real=True)
 
@@ -68,11 +72,11 @@ def _channels_first(draw: Draw) -> Args:
     return (slow.contiguous(), fast.contiguous(), *rest), kwargs
 
 
-_LATERALS = _shapes.laterals()
+_LATERALS = _layers.of("lateral_fusion")
 
 CASES = (
     *(_layer(layer, count=layer.count) for layer in _LATERALS),
-    *(_layer(layer, " bare", affine=False, relu=False) for layer in _LATERALS[1:2]),
+    *(_layer(layer, " bare", affine=False, activation="none") for layer in _LATERALS[1:2]),
     *(
         _other_kind(_LATERALS[1], kind)
         for kind in ("time_to_channel_concat", "time_to_channel_sum", "time_sample")
@@ -83,12 +87,27 @@ CASES = (
     _edge("alpha 8, kernel 1", (1, 8, 2, 4, 4), 4, 8, 1, alpha=8),
     _edge("wide", (1, 3, 2, 3, 3), 66, 70, 5),
     _edge("batch 0", (0, 8, 2, 4, 4), 4, 8),
-    _edge("into the buffer", (2, 12, 2, 5, 4), 6, 9, into_buffer=True),
+    replace(_edge("into the buffer", (2, 12, 2, 5, 4), 6, 9, into_buffer=True), gradient=None),
     _edge("odd concat", (2, 5, 3, 3, 5), 3, alpha=3, kind="time_to_channel_concat"),
     _edge("odd sum", (2, 9, 3, 3, 5), 3, alpha=3, kind="time_to_channel_sum"),
     _edge("odd sample", (2, 5, 3, 3, 5), 3, alpha=3, kind="time_sample"),
     _edge("none", (1, 5, 2, 3, 3), 3, kind="none"),
     Case("channels first", _channels_first, edge=True),
+)
+
+_BEYOND: dict[str, tuple[str, ...]] = {
+    "silu": ("odd, activation #1", "odd, out #15"),
+    "hardswish": ("odd, activation #2", "odd, out #16"),
+    "sigmoid": ("odd, activation #3", "odd, out #17"),
+}
+
+REFUSED = (
+    refused_types("cpu", "C++", torch.float32, torch.bfloat16),
+    *refused_activations("cpu", "C++", **_BEYOND),
+    refused_types("triton", "Triton", torch.float32, torch.bfloat16, torch.float16),
+    *refused_activations("triton", "Triton", **_BEYOND),
+    refused_types("cuda", "CUDA", torch.float32, torch.bfloat16, torch.float16),
+    *refused_activations("cuda", "CUDA", **_BEYOND),
 )
 
 
@@ -115,13 +134,14 @@ def contract(draw: Draw) -> Contract:
         "shift": [{"shift": None}, {"shift": draw.shift(10)}],
         "alpha": [{"alpha": 1, "fast": fast[:, :, :2]}, {"alpha": 4, "fast": draw.normal(2, 6, 8, 5, 4)}],
         "kind": [kind("time_to_channel_concat"), kind("time_to_channel_sum"), kind("time_sample")],
-        "relu": [{"relu": False}],
+        "activation": [{"activation": a} for a in ("none", "silu", "hardswish", "sigmoid")],
     }
 
     def into_buffer(change: dict[str, Any]) -> dict[str, Any]:
         new = base | change
         n, channels, *extents = new["slow"].shape
-        extra = lateral_channels(new["fast"].shape[1], new["weight"], new["alpha"], new["kind"])
+        conv = None if new["weight"] is None else ConvAffine(new["weight"])
+        extra = LateralSpec(conv, new["alpha"], new["kind"]).added(new["fast"].shape[1])
         out = draw.normal(n, channels + extra, *extents)
         return {**change, "out": out, "slow": out[:, :channels]}
 
@@ -130,3 +150,50 @@ def contract(draw: Draw) -> Contract:
     changes["out"] = [into_buffer(change) for several in single for change in several]
     changes["kind"].append(kind("none"))
     return Contract(base, changes)
+
+
+def errors() -> Errors:
+    zeros = torch.zeros
+    slow, fast, weight = (2, 6, 2, 5, 4), (2, 3, 8, 5, 4), (10, 3, 5, 1, 1)
+    return Errors(
+        {"slow": zeros(slow), "fast": zeros(fast), "weight": zeros(weight), "alpha": 4},
+        {
+            "kind": ({"kind": "sum"}, r"kind: expected one of \('conv', .*'none'\), got 'sum'"),
+            "slow": (
+                {"slow": zeros(slow[1:])},
+                r"slow: expected \[N, C, T, H, W\], got shape \(6, 2, 5, 4\)",
+            ),
+            "fast": (
+                {"fast": zeros(fast[1:])},
+                r"fast: expected \[N, C, T, H, W\], got shape \(3, 8, 5, 4\)",
+            ),
+            "frames": (
+                {"fast": zeros((2, 3, 6, 5, 4))},
+                r"fast: expected N, T, H, W = \(2, 8, 5, 4\) \(alpha = 4 times slow's frames\), got shape \(2, 3, 6,",
+            ),
+            "no weight": ({"weight": None}, r"weight: expected a tensor for kind 'conv'"),
+            "unneeded weight": ({"kind": "time_sample"}, r"weight: expected None for kind 'time_sample'"),
+            "weight's kernel": (
+                {"weight": zeros((10, 3, 4, 1, 1))},
+                r"weight: expected \[Cl, Cf, kt, 1, 1\] with kt odd, got \(10, 3, 4, 1, 1\)",
+            ),
+            "weight's channels": (
+                {"weight": zeros((10, 4, 5, 1, 1))},
+                r"fast: expected 4 channels, as weight has, got shape",
+            ),
+            "scale": ({"scale": zeros((6,))}, r"scale: expected shape \(10,\), got \(6,\)"),
+            "sum": (
+                {"kind": "time_to_channel_sum", "weight": None},
+                r"slow: expected 12 channels, as fast, times alpha, has, got shape \(2, 6, 2, 5, 4\)",
+            ),
+            "out's shape": (
+                {"out": zeros((2, 17, 2, 5, 4))},
+                r"out: expected channels_last_3d memory of shape \(2, 16, 2, 5, 4\), got",
+            ),
+            "out is not slow": (
+                {"out": zeros((2, 16, 2, 5, 4))},
+                r"out: expected its first channels to be slow itself",
+            ),
+            "alpha 0": ({"fast": zeros(2, 3, 0, 5, 4), "alpha": 0}, r"alpha: expected at least 1, got 0"),
+        },
+    )

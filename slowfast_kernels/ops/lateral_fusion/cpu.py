@@ -2,85 +2,57 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from .._memory import channels_last, empty_channels_last
+from .._dtypes import FLOAT32_BF16, refused
+from .._registration import float32
 from ..conv_bn_act3d import cpu as conv
-from .reference import KINDS, time_to_channel
+from . import polyphase
+from .joined import Lateral
+from .reference import time_to_channel
+from .spec import LateralSpec
 
 
-def lateral_channels(fast_channels: int, weight: torch.Tensor | None, alpha: int, kind: str) -> int:
-    """Channels that the lateral adds to the Slow pathway's."""
-    if kind == "conv":
-        assert weight is not None
-        return weight.shape[0]
-    return {"time_to_channel_concat": alpha * fast_channels, "time_sample": fast_channels}.get(kind, 0)
+class CpuLateral(Lateral):
+    """A convolution, direct or in its polyphase form, or copies of frames."""
+
+    provider = "cpu"
+
+    def __init__(self, spec: LateralSpec, dtype: torch.dtype, once: bool) -> None:
+        super().__init__(spec, dtype, torch.device("cpu"))
+        self.phases: tuple[torch.Tensor, ...] = ()
+        self.conv = self.shift = None
+        if spec.conv is not None and not once and polyphase.pays(spec, dtype):
+            self.phases, self.shift = polyphase.pack(spec.conv, spec.alpha), float32(spec.conv.shift)
+        elif spec.conv is not None:
+            self.conv = conv.CpuConv(spec.full, dtype)
+
+    @property
+    def weights(self) -> tuple[torch.Tensor, ...]:
+        return self.phases if self.conv is None else (self.conv.packed,)
+
+    def into(self, out: torch.Tensor, *args: Any) -> Any:
+        fast, slow = args
+        alpha = self.spec.alpha
+        if self.conv is not None:
+            self.conv.into(out, fast, None, None)
+        elif self.phases:
+            relu = self.spec.activation == "relu"
+            torch.ops.slowfast._lateral_run_cpu.default(fast, *self.phases, self.shift, alpha, relu, out)
+        elif self.spec.sums:
+            torch.add(slow, time_to_channel(fast, alpha), out=out)
+        else:
+            c = fast.shape[1]
+            for a in range(self.spec.groups):
+                out[:, a * c : (a + 1) * c].copy_(fast[:, :, a::alpha])
 
 
-def refuses(slow: torch.Tensor, fast: torch.Tensor, weight: torch.Tensor | None, *rest: object) -> str | None:
-    """Why the C++ kernels cannot run this call, or None."""
-    if fast.dtype != slow.dtype:
-        return f"fast is {fast.dtype} but slow is {slow.dtype}"
-    if slow.dtype not in conv.DTYPES:
-        return f"slow is {slow.dtype}, the C++ kernels take float32 and bfloat16"
-    return None if weight is None else conv.refuses(fast, weight)
+def cannot(spec: LateralSpec, dtype: torch.dtype) -> str | None:
+    """Why the C++ kernels cannot run this lateral, or None."""
+    return refused(dtype, FLOAT32_BF16, "C++") if spec.conv is None else conv.cannot(spec.full, dtype)
 
 
-def write(
-    fast: torch.Tensor,
-    weight: torch.Tensor | None,
-    scale: torch.Tensor | None,
-    shift: torch.Tensor | None,
-    alpha: int,
-    kind: str,
-    relu: bool,
-    out: torch.Tensor,
-) -> None:
-    """The lateral into ``out``, a channel slice of the fused buffer (the Slow channels themselves for the sum)."""
-    if kind == "conv":
-        assert weight is not None
-        k = weight.shape[2]
-        conv.run(fast, weight, scale, shift, None, [alpha, 1, 1], [k // 2, 0, 0], [1, 1, 1], relu, out)
-    elif kind == "time_sample":
-        out.copy_(fast[:, :, ::alpha])
-    elif kind == "time_to_channel_concat":
-        c = fast.shape[1]
-        for a in range(alpha):
-            out[:, a * c : (a + 1) * c].copy_(fast[:, :, a::alpha])
-    else:
-        out.add_(time_to_channel(fast, alpha))
-
-
-def run(
-    slow: torch.Tensor,
-    fast: torch.Tensor,
-    weight: torch.Tensor | None,
-    scale: torch.Tensor | None,
-    shift: torch.Tensor | None,
-    alpha: int,
-    kind: int,
-    relu: bool,
-) -> torch.Tensor:
-    name = KINDS[kind]
-    n, cs, t, h, w = slow.shape
-    cl = lateral_channels(fast.shape[1], weight, alpha, name)
-    out = empty_channels_last(slow, [n, cs + cl, t, h, w])
-    out[:, :cs].copy_(slow)
-    write(channels_last(fast), weight, scale, shift, alpha, name, relu, out[:, cs:] if cl else out)
-    return out
-
-
-def run_out(
-    out: torch.Tensor,
-    fast: torch.Tensor,
-    weight: torch.Tensor | None,
-    scale: torch.Tensor | None,
-    shift: torch.Tensor | None,
-    alpha: int,
-    kind: int,
-    relu: bool,
-) -> None:
-    name = KINDS[kind]
-    cl = lateral_channels(fast.shape[1], weight, alpha, name)
-    target = out[:, out.shape[1] - cl :] if cl else out
-    write(channels_last(fast), weight, scale, shift, alpha, name, relu, target)
+def prepare(spec: LateralSpec, dtype: torch.dtype, device: torch.device, once: bool = False) -> Lateral:
+    return CpuLateral(spec, dtype, once)

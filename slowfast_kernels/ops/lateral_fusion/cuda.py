@@ -6,14 +6,18 @@ as ``precision.fp32_mode()`` says: on the matrix units for "tf32", exactly for e
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ... import precision
-from .._memory import empty_channels_last, pixel_rows
+from .._dtypes import FLOATS, refused
+from .._memory import pixel_rows
 from .._registration import define_native, float32
-from ..roi_align3d.cuda import DTYPES
-from .cpu import lateral_channels
-from .reference import KINDS
+from .._spec import ConvAffine
+from ..conv_bn_act3d.spec import beyond_kernels
+from .joined import Lateral
+from .spec import LateralSpec
 
 define_native(
     "_lateral_cuda(Tensor fast, Tensor weight, Tensor? scale, Tensor? shift, int alpha, bool relu, bool tf32,"
@@ -22,109 +26,46 @@ define_native(
 define_native("_lateral_gather_cuda(Tensor x, Tensor? base, int alpha, int groups, Tensor(a!) out) -> ()")
 
 
-def refuses(slow: torch.Tensor, fast: torch.Tensor, weight: torch.Tensor | None, *rest: object) -> str | None:
-    """Why the CUDA kernels cannot run this call, or None."""
-    if fast.dtype != slow.dtype:
-        return f"fast is {fast.dtype} but slow is {slow.dtype}"
-    if slow.dtype not in DTYPES:
-        return f"slow is {slow.dtype}, the CUDA kernels take float32, bfloat16 and float16"
-    if weight is not None and weight.dtype != fast.dtype:
-        return f"weight is {weight.dtype} but fast is {fast.dtype}"
-    return None
-
-
-refuses_out = refuses
-
-
 def pack(weight: torch.Tensor, scale: torch.Tensor | None = None, *, dtype: torch.dtype) -> torch.Tensor:
     """Weights [Cl, Cf, kt, 1, 1], times scale [Cl], as the kernel reads them: [Cl, kt, Cf] in the compute type."""
-    w = weight.detach()
-    if scale is not None:
-        w = w.float() * scale.detach().float().view(-1, 1, 1, 1, 1)
+    w = weight.detach() if scale is None else ConvAffine(weight, scale).folded()
     return w.flatten(2).transpose(1, 2).to(dtype).contiguous()
 
 
-def run_packed(
-    fast: torch.Tensor,
-    packed: torch.Tensor,
-    shift: torch.Tensor | None,
-    out: torch.Tensor,
-    *,
-    alpha: int,
-    relu: bool = True,
-    scale: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """The lateral convolution into ``out``, [N, Cl, T, H, W], a channel slice of the fused buffer.
+class CudaLateral(Lateral):
+    """A convolution, or one kernel that gathers frames."""
 
-    fast: [N, Cf, alpha * T, H, W]; packed: of `pack`; shift, scale: float32 [Cl] or None.
-    """
-    tf32 = precision.fp32_mode() == "tf32"
-    torch.ops.slowfast._lateral_cuda(pixel_rows(fast)[0], packed, scale, shift, alpha, relu, tf32, out)
-    return out
+    provider = "cuda"
 
+    def __init__(
+        self, spec: LateralSpec, dtype: torch.dtype, device: torch.device, fold: bool = True
+    ) -> None:
+        super().__init__(spec, dtype, device)
+        self.packed = self.scale = self.shift = None
+        if spec.conv is not None:
+            weight, scale, shift = spec.conv
+            self.packed = pack(weight, scale if fold else None, dtype=dtype)
+            self.scale, self.shift = None if fold else float32(scale), float32(shift)
 
-def write(
-    fast: torch.Tensor,
-    weight: torch.Tensor | None,
-    scale: torch.Tensor | None,
-    shift: torch.Tensor | None,
-    alpha: int,
-    kind: str,
-    relu: bool,
-    out: torch.Tensor,
-    slow: torch.Tensor | None = None,
-) -> None:
-    """The lateral into ``out``, a channel slice of the fused buffer; for the sum ``slow`` plus it."""
-    if kind == "conv":
-        assert weight is not None
-        run_packed(
-            fast,
-            pack(weight, dtype=fast.dtype),
-            float32(shift),
-            out,
-            alpha=alpha,
-            relu=relu,
-            scale=float32(scale),
+    def bring(self, slow: torch.Tensor, out: torch.Tensor) -> None:
+        torch.ops.slowfast._lateral_gather_cuda(pixel_rows(slow)[0], None, 1, 1, out)
+
+    def into(self, out: torch.Tensor, *args: Any) -> Any:
+        fast, slow = args
+        if self.packed is None:
+            torch.ops.slowfast._lateral_gather_cuda(fast, slow, self.spec.alpha, self.spec.groups, out)
+            return
+        tf32, relu = precision.fp32_mode() == "tf32", self.spec.activation == "relu"
+        torch.ops.slowfast._lateral_cuda(
+            fast, self.packed, self.scale, self.shift, self.spec.alpha, relu, tf32, out
         )
-    else:
-        groups = 1 if kind == "time_sample" else alpha
-        base = None if slow is None else pixel_rows(slow)[0]
-        torch.ops.slowfast._lateral_gather_cuda(pixel_rows(fast)[0], base, alpha, groups, out)
 
 
-def run(
-    slow: torch.Tensor,
-    fast: torch.Tensor,
-    weight: torch.Tensor | None,
-    scale: torch.Tensor | None,
-    shift: torch.Tensor | None,
-    alpha: int,
-    kind: int,
-    relu: bool,
-) -> torch.Tensor:
-    name = KINDS[kind]
-    n, cs, t, h, w = slow.shape
-    out = empty_channels_last(slow, [n, cs + lateral_channels(fast.shape[1], weight, alpha, name), t, h, w])
-    if name == "time_to_channel_sum":
-        write(fast, weight, scale, shift, alpha, name, relu, out, slow)
-    else:
-        torch.ops.slowfast._lateral_gather_cuda(pixel_rows(slow)[0], None, 1, 1, out[:, :cs])
-        write(fast, weight, scale, shift, alpha, name, relu, out[:, cs:])
-    return out
+def cannot(spec: LateralSpec, dtype: torch.dtype) -> str | None:
+    """Why the CUDA kernels cannot run this lateral, or None."""
+    reason = refused(dtype, FLOATS, "CUDA")
+    return reason if spec.conv is None else reason or beyond_kernels(spec.full, "CUDA")
 
 
-def run_out(
-    out: torch.Tensor,
-    fast: torch.Tensor,
-    weight: torch.Tensor | None,
-    scale: torch.Tensor | None,
-    shift: torch.Tensor | None,
-    alpha: int,
-    kind: int,
-    relu: bool,
-) -> None:
-    name = KINDS[kind]
-    summed = name == "time_to_channel_sum"
-    cl = lateral_channels(fast.shape[1], weight, alpha, name)
-    target = out if summed else out[:, out.shape[1] - cl :]
-    write(fast, weight, scale, shift, alpha, name, relu, target, out if summed else None)
+def prepare(spec: LateralSpec, dtype: torch.dtype, device: torch.device, once: bool = False) -> Lateral:
+    return CudaLateral(spec, dtype, device, fold=not once)

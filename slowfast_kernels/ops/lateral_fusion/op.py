@@ -2,49 +2,51 @@
 
 from __future__ import annotations
 
+import torch
+
 from ...backends import Provider, lazy
 from .._memory import empty_channels_last
 from .._registration import register
-from . import cpu
-from .reference import KINDS, lateral_fusion_reference
+from .reference import lateral_fusion_reference
+from .spec import LateralSpec
 
-_REST = "Tensor fast, Tensor? weight, Tensor? scale, Tensor? shift, int alpha, int kind, bool relu"
-
-
-def _fake(slow, fast, weight, scale, shift, alpha, kind, relu):  # type: ignore[no-untyped-def]
-    cl = cpu.lateral_channels(fast.shape[1], weight, alpha, KINDS[kind])
-    return empty_channels_last(slow, [slow.shape[0], slow.shape[1] + cl, *slow.shape[2:]])
-
-
-def _reference_out(out, fast, weight, scale, shift, alpha, kind, relu):  # type: ignore[no-untyped-def]
-    cl = cpu.lateral_channels(fast.shape[1], weight, alpha, KINDS[kind])
-    slow = out[:, : out.shape[1] - cl]
-    out.copy_(lateral_fusion_reference(slow, fast, weight, scale, shift, alpha, kind, relu))
-
+PROVIDERS = {name: lazy(__package__, name) for name in ("cpu", "triton", "cuda")}
 
 OP = register(
     "lateral_fusion",
-    f"Tensor slow, {_REST}",
+    "Tensor slow, Tensor fast",
+    LateralSpec,
     reference=lateral_fusion_reference,
-    fake=_fake,
-    providers={
-        "cpu": Provider(cpu.run, cpu.refuses),
-        "triton": lazy(__package__, "triton"),
-        "cuda": lazy(__package__, "cuda"),
-    },
-    autocast=("slow", "fast", "weight"),
+    fake=lambda slow, fast, spec: empty_channels_last(slow, spec.out_shape(slow.shape, fast.shape)),
+    providers=PROVIDERS,
+    autocast=("slow", "fast"),
 )
+
+
+def _reference_out(out: torch.Tensor, fast: torch.Tensor, spec: LateralSpec) -> None:
+    slow = out[:, : out.shape[1] - spec.added(fast.shape[1])]
+    out.copy_(lateral_fusion_reference(slow, fast, spec))
+
+
+def _in_place(provider: Provider) -> Provider:
+    """The same provider where the Slow maps lie in the result already."""
+    assert provider.prepare is not None
+    prepare = provider.prepare
+
+    def run(out: torch.Tensor, fast: torch.Tensor, spec: LateralSpec) -> None:
+        prepare(spec, fast.dtype, fast.device, once=True).in_place(out, fast)  # type: ignore[attr-defined]
+
+    return Provider(run, provider.refuses)
+
 
 OP_OUT = register(
     "lateral_fusion_out",
-    f"Tensor(a!) out, {_REST}",
+    "Tensor(a!) out, Tensor fast",
+    LateralSpec,
     "()",
     reference=_reference_out,
     fake=lambda *args: None,
-    providers={
-        "cpu": Provider(cpu.run_out, cpu.refuses),
-        "triton": lazy(__package__, "triton", "_out"),
-        "cuda": lazy(__package__, "cuda", "_out"),
-    },
+    providers={name: _in_place(provider) for name, provider in PROVIDERS.items()},
+    cost=lambda out, fast, spec: spec.cost_in_place(out, fast),
     mutates=True,
 )

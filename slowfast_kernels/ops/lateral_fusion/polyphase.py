@@ -5,12 +5,12 @@ See ``csrc/cpu/isa/lateral.cpp``. Its relative L2 error is that of a direct sum 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from .._registration import define_native
+from .._spec import ConvAffine
 from ..conv_bn_act3d import cpu as conv
+from .spec import LateralSpec
 
 define_native(
     "_lateral_run_cpu(Tensor x, Tensor packed_sum, Tensor packed_first, Tensor packed_second, Tensor? shift,"
@@ -21,25 +21,24 @@ define_native(
 LEAST_CHANNELS = 8
 
 
-def pays(weight: Sequence[int], alpha: int, dtype: torch.dtype) -> bool:
-    """Whether a lateral convolution of this weight shape [Cl, Cf, kt, 1, 1] has a polyphase form that is faster."""
+def pays(spec: LateralSpec, dtype: torch.dtype) -> bool:
+    """Whether a lateral convolution has a polyphase form that is faster."""
+    assert spec.conv is not None
     return (
         dtype == torch.float32
-        and 3 <= alpha <= 64
-        and tuple(weight[2:]) == (2 * alpha - 1, 1, 1)
-        and weight[1] >= LEAST_CHANNELS
+        and 3 <= spec.alpha <= 64
+        and spec.conv.kernel == (2 * spec.alpha - 1, 1, 1)
+        and spec.conv.weight.shape[1] >= LEAST_CHANNELS
     )
 
 
-def pack(
-    weight: torch.Tensor, scale: torch.Tensor | None, alpha: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def pack(lateral: ConvAffine, alpha: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Weights (times scale) of the three products: the phases' sums; the differences that belong to the first and
     to the second output frame of a pair, each with the middle tap behind.
     """
-    w = weight.detach().double()
-    if scale is not None:
-        w = w * scale.detach().double().view(-1, 1, 1, 1, 1)
+    w = lateral.weight.detach().double()
+    if lateral.scale is not None:
+        w = w * lateral.scale.detach().double().view(-1, 1, 1, 1, 1)
     before, middle, after = w[:, :, : alpha - 1], w[:, :, alpha - 1 : alpha], w[:, :, alpha:]
 
     def panels(taps: torch.Tensor, last: torch.Tensor | None = None) -> torch.Tensor:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..conv_bn_act3d.reference import conv_bn_act3d_reference
-
-#: Kinds of lateral connection, in the order of the schema's integer.
-KINDS = ("conv", "time_to_channel_concat", "time_to_channel_sum", "time_sample")
+from .spec import LateralSpec
 
 
 def time_to_channel(fast: torch.Tensor, alpha: int) -> torch.Tensor:
@@ -20,27 +18,13 @@ def time_to_channel(fast: torch.Tensor, alpha: int) -> torch.Tensor:
     )
 
 
-def lateral_fusion_reference(
-    slow: torch.Tensor,
-    fast: torch.Tensor,
-    weight: torch.Tensor | None,
-    scale: torch.Tensor | None,
-    shift: torch.Tensor | None,
-    alpha: int,
-    kind: int,
-    relu: bool,
-) -> torch.Tensor:
-    name = KINDS[kind]
-    if name == "time_to_channel_sum":
-        return slow + time_to_channel(fast, alpha)
-    if name == "conv":
-        assert weight is not None
-        k = weight.shape[2]
-        lateral = conv_bn_act3d_reference(
-            fast, weight, scale, shift, None, [alpha, 1, 1], [k // 2, 0, 0], [1, 1, 1], relu
-        )
-    elif name == "time_to_channel_concat":
-        lateral = time_to_channel(fast, alpha)
+def lateral_fusion_reference(slow: torch.Tensor, fast: torch.Tensor, spec: LateralSpec) -> torch.Tensor:
+    if spec.sums:
+        return slow + time_to_channel(fast, spec.alpha)
+    if spec.kind == "conv":
+        lateral = conv_bn_act3d_reference(fast, None, spec.full)
+    elif spec.kind == "time_to_channel_concat":
+        lateral = time_to_channel(fast, spec.alpha)
     else:
-        lateral = fast[:, :, ::alpha]
+        lateral = fast[:, :, :: spec.alpha]
     return torch.cat([slow, lateral], 1)

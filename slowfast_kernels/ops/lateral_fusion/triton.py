@@ -5,6 +5,9 @@ Without a buffer to write into there is one more kernel, which brings the Slow c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -12,10 +15,11 @@ import triton.language as tl
 from ... import backends
 from ..._triton import tiles
 from ..._triton.launch import cdiv, launch, next_power_of_2
-from .._memory import empty_channels_last, pixel_pitch, pixel_rows
+from .._dtypes import FLOATS, refused
+from .._memory import pixel_pitch, pixel_rows
 from ..conv_bn_act3d import triton as conv
-from .cpu import lateral_channels
-from .reference import KINDS
+from .joined import Lateral
+from .spec import LateralSpec
 
 
 @triton.jit(do_not_specialize_on_alignment=["pixels", "frame_pixels"])
@@ -71,98 +75,39 @@ def gather(
     )  # fmt: skip
 
 
-def refuses(slow: torch.Tensor, fast: torch.Tensor, weight: torch.Tensor | None, *rest: object) -> str | None:
-    """Why the Triton kernels cannot run this call, or None."""
-    if fast.dtype != slow.dtype:
-        return f"fast is {fast.dtype} but slow is {slow.dtype}"
-    if slow.dtype not in conv.DTYPES:
-        return f"slow is {slow.dtype}, the Triton kernels take float32, bfloat16 and float16"
-    return None if weight is None else conv.refuses(fast, weight)
+class TritonLateral(Lateral):
+    """A convolution, or one kernel that gathers frames."""
+
+    provider = "triton"
+
+    def __init__(
+        self, spec: LateralSpec, dtype: torch.dtype, device: torch.device, fold: bool = True
+    ) -> None:
+        super().__init__(spec, dtype, device)
+        self.conv = None if spec.conv is None else conv.TritonConv(spec.full, dtype, device, fold=fold)
+
+    @property
+    def weights(self) -> Sequence[torch.Tensor]:
+        return [] if self.conv is None else self.conv.weights
+
+    def taken(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def bring(self, slow: torch.Tensor, out: torch.Tensor) -> None:
+        gather(slow, out, 1, 1)
+
+    def into(self, out: torch.Tensor, *args: Any) -> Any:
+        fast, slow = args
+        if self.conv is not None:
+            self.conv.into(out, fast, None, None)
+        else:
+            gather(fast, out, self.spec.alpha, self.spec.groups, slow)
 
 
-refuses_out = refuses
+def cannot(spec: LateralSpec, dtype: torch.dtype) -> str | None:
+    """Why the Triton kernels cannot run this lateral, or None."""
+    return refused(dtype, FLOATS, "Triton") if spec.conv is None else conv.cannot(spec.full, dtype)
 
 
-def write(
-    fast: torch.Tensor,
-    packed: conv.Packed | None,
-    shift: torch.Tensor | None,
-    alpha: int,
-    kind: str,
-    relu: bool,
-    out: torch.Tensor,
-    slow: torch.Tensor | None = None,
-) -> None:
-    """The lateral into ``out``, a channel slice of the fused buffer; for the sum ``slow`` plus it.
-
-    packed, shift: of the convolution (`conv_bn_act3d.triton.pack`), None for other kinds.
-    """
-    if kind == "conv":
-        assert packed is not None
-        conv.run_packed(
-            fast, packed, shift, out,
-            stride=(alpha, 1, 1), padding=(packed.kernel[0] // 2, 0, 0), relu=relu,
-        )  # fmt: skip
-    else:
-        gather(fast, out, alpha, 1 if kind == "time_sample" else alpha, slow)
-
-
-def _pack(weight: torch.Tensor | None, scale: torch.Tensor | None, fast: torch.Tensor) -> conv.Packed | None:
-    return None if weight is None else conv.pack(weight, scale, dtype=fast.dtype, fold=False)
-
-
-def run(
-    slow: torch.Tensor,
-    fast: torch.Tensor,
-    weight: torch.Tensor | None,
-    scale: torch.Tensor | None,
-    shift: torch.Tensor | None,
-    alpha: int,
-    kind: int,
-    relu: bool,
-) -> torch.Tensor:
-    name = KINDS[kind]
-    n, cs, t, h, w = slow.shape
-    cl = lateral_channels(fast.shape[1], weight, alpha, name)
-    out = empty_channels_last(slow, [n, cs + cl, t, h, w])
-    summed = name == "time_to_channel_sum"
-    if not summed:
-        gather(slow, out[:, :cs], 1, 1)
-    target = out if summed else out[:, cs:]
-    write(
-        fast,
-        _pack(weight, scale, fast),
-        conv.float32(shift),
-        alpha,
-        name,
-        relu,
-        target,
-        slow if summed else None,
-    )
-    return out
-
-
-def run_out(
-    out: torch.Tensor,
-    fast: torch.Tensor,
-    weight: torch.Tensor | None,
-    scale: torch.Tensor | None,
-    shift: torch.Tensor | None,
-    alpha: int,
-    kind: int,
-    relu: bool,
-) -> None:
-    name = KINDS[kind]
-    summed = name == "time_to_channel_sum"
-    cl = lateral_channels(fast.shape[1], weight, alpha, name)
-    target = out if summed else out[:, out.shape[1] - cl :]
-    write(
-        fast,
-        _pack(weight, scale, fast),
-        conv.float32(shift),
-        alpha,
-        name,
-        relu,
-        target,
-        out if summed else None,
-    )
+def prepare(spec: LateralSpec, dtype: torch.dtype, device: torch.device, once: bool = False) -> Lateral:
+    return TritonLateral(spec, dtype, device, fold=not once)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from .._checks import public
-from .cpu import FAST_INPUTS
 from .op import OP
 from .slow_frames import RULES
+from .spec import FAST_INPUTS, PackSpec
 
 
 @public
@@ -86,5 +86,6 @@ def pack_pathways(
         rule = slow_index
         if rule not in RULES:
             raise ValueError(f"slow_index: expected None, one of {RULES} or a tensor, got {rule!r}")
-    means, stds = [float(m) for m in mean], [float(s) for s in std]
-    return OP.handle(frames, alpha, rule, index, means, stds, dtype, fast_input, reverse_channels)
+    means, stds = tuple(float(m) for m in mean), tuple(float(s) for s in std)
+    spec = PackSpec(alpha, rule, index, means, stds, dtype, fast_input, reverse_channels)
+    return OP(frames, spec)

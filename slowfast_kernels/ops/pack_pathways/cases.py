@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from .. import _shapes
-from .._cases import Args, Case, Contract, Draw
+from .. import _layers
+from .._cases import Args, Case, Contract, Draw, Errors, refused_types
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
@@ -15,12 +15,10 @@ def _frames(draw: Draw, *shape: int) -> torch.Tensor:
 
 
 def _view(name: str, size: int, count: int = 0) -> Case:
-    net = _shapes.SLOWFAST_8X8_R50
-
     def build(draw: Draw) -> Args:
         extent = draw.extent(size)
-        frames = _frames(draw, draw.batch, net.frames, extent, extent, 3)
-        return (frames, net.alpha), {"dtype": draw.dtype}
+        frames = _frames(draw, draw.batch, _layers.FRAMES, extent, extent, 3)
+        return (frames, _layers.ALPHA), {"dtype": draw.dtype}
 
     return Case(name, build, real=True, count=count)
 
@@ -49,7 +47,7 @@ def _by_index(draw: Draw) -> Args:
 
 
 CASES = (
-    _view("view", _shapes.SLOWFAST_8X8_R50.crop, count=1),
+    _view("view", _layers.CROP, count=1),
     _view("view 256", 256),
     _edge("no batch axis", (8, 5, 7, 3), 4),
     _edge("frames left over", (1, 11, 3, 5, 3), 4),
@@ -64,6 +62,12 @@ CASES = (
     Case("cropped", _cropped, edge=True),
     Case("planar", _planar, edge=True),
     Case("by index", _by_index, edge=True),
+)
+
+REFUSED = (
+    refused_types("cpu", "C++", torch.float32, torch.bfloat16, torch.float16),
+    refused_types("triton", "Triton", torch.float32, torch.bfloat16, torch.float16),
+    refused_types("cuda", "CUDA", torch.float32, torch.bfloat16, torch.float16),
 )
 
 
@@ -94,5 +98,46 @@ def contract(draw: Draw) -> Contract:
             ],
             "fast_input": [{"fast_input": "gray"}, {"fast_input": "time_diff"}],
             "reverse_channels": [{"reverse_channels": True}],
+        },
+    )
+
+
+def errors() -> Errors:
+    zeros = torch.zeros
+    return Errors(
+        {"frames": zeros((1, 4, 3, 3, 3), dtype=torch.uint8), "alpha": 2},
+        {
+            "floats": ({"frames": zeros(1, 4, 3, 3, 3)}, r"frames: expected uint8, got torch\.float32"),
+            "channels first": (
+                {"frames": zeros((1, 3, 4, 5, 6), dtype=torch.uint8)},
+                r"frames: expected \[N, T, H, W, 3\] or .*\(1, 3, 4, 5, 6\)",
+            ),
+            "one image": (
+                {"frames": zeros((4, 5, 3), dtype=torch.uint8)},
+                r"frames: expected \[N, T, H, W, 3\] or .*got shape \(4, 5, 3\)",
+            ),
+            "no frame": (
+                {"frames": zeros((1, 0, 4, 5, 3), dtype=torch.uint8)},
+                r"frames: expected at least one frame, got shape",
+            ),
+            "alpha 0": ({"alpha": 0}, r"alpha: expected 1 to 4, the number of frames, got 0"),
+            "alpha above T": ({"alpha": 5}, r"alpha: expected 1 to 4, the number of frames, got 5"),
+            "mean": ({"mean": (0.45,)}, r"mean: expected three numbers \(R, G, B\), got \(0\.45,\)"),
+            "std": ({"std": (0.2, 0.2, 0.2, 0.2)}, r"std: expected three numbers"),
+            "std 0": ({"std": (0.2, 0.0, 0.2)}, r"std: expected positive numbers, got \(0\.2, 0\.0, 0\.2\)"),
+            "dtype": ({"dtype": torch.int32}, r"dtype: expected a floating-point dtype, got torch\.int32"),
+            "fast_input": (
+                {"fast_input": "flow"},
+                r"fast_input: expected one of \('rgb', 'gray', 'time_diff'\), got 'flow'",
+            ),
+            "rule": (
+                {"slow_index": "random"},
+                r"slow_index: expected None, one of \('linspace', 'stride'\) or a tensor",
+            ),
+            "index of floats": (
+                {"slow_index": zeros(2)},
+                r"slow_index: expected a 1-D int64 tensor, got shape \(2,\)",
+            ),
+            "index 2-D": ({"slow_index": zeros(1, 2, dtype=torch.int64)}, r"expected a 1-D int64 tensor"),
         },
     )

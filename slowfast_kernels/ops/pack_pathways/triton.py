@@ -19,10 +19,10 @@ from ... import autotune, backends
 from ..._triton import tiles
 from ..._triton.launch import cdiv, launch, next_power_of_2
 from ..._triton.tiles import narrowed
-from .cpu import FAST_INPUTS, empty_clips
-from .slow_frames import slow_frames
+from .._dtypes import FLOATS, refused
+from .slow_frames import slow_frames_on
+from .spec import FAST_INPUTS, PackSpec
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TUNER = autotune.Tuner("pack_pathways", __file__, tiles.__file__)
 
 
@@ -131,22 +131,6 @@ def pack_gray_kernel(
         store_slow(slow, index, count, n, t, frames, size * 3, to + (0 if REVERSE else 2), blue, mask)
 
 
-@functools.lru_cache(maxsize=64)
-def _rule_on(device: torch.device, frames: int, alpha: int, rule: str) -> torch.Tensor:
-    """A rule's frame numbers on a device: copied there once, so that a captured graph holds no copy."""
-    return slow_frames(frames, alpha, rule, None).to(device)
-
-
-def _index_on(frames: torch.Tensor, alpha: int, rule: str, slow_index: torch.Tensor | None) -> torch.Tensor:
-    if slow_index is None:
-        return _rule_on(frames.device, frames.shape[1], alpha, rule)
-    # On a stream that is captured the numbers may not be read: the kernel then makes bad ones NaN.
-    kind = slow_index.device.type
-    if kind == "cpu" or (kind == "cuda" and not torch.cuda.is_current_stream_capturing()):
-        slow_frames(frames.shape[1], alpha, rule, slow_index)  # raises on numbers that name no frame
-    return slow_index.to(frames.device).contiguous()
-
-
 @functools.lru_cache(maxsize=256)
 def _affine(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(x / 255 - mean) / std as x * scale + shift, and the same for luma in 1/255000 and differences of it."""
@@ -178,36 +162,25 @@ def candidates(one_channel: bool, frames: int) -> list[Tiles]:
     return [Tiles(b, 1, w) for b in (1024, 2048, 4096, 8192) for w in (4, 8)]
 
 
-def refuses(frames: torch.Tensor, *rest: object) -> str | None:
+def refuses(frames: torch.Tensor, spec: PackSpec) -> str | None:
     """Why the Triton kernels cannot run this call, or None."""
-    if rest[5] not in DTYPES:
-        return f"dtype is {rest[5]}, the Triton kernels write float32, bfloat16 and float16"
     _, _, h, w, _ = frames.shape
     if h * w * 3 >= 2**31:
         return f"a frame has {h * w * 3} values, the Triton kernels take fewer than 2^31"
-    return None
+    return refused(spec.dtype, FLOATS, "Triton")
 
 
-def run(
-    frames: torch.Tensor,
-    alpha: int,
-    slow_rule: str,
-    slow_index: torch.Tensor | None,
-    mean: list[float],
-    std: list[float],
-    dtype: torch.dtype,
-    fast_input: str,
-    reverse_channels: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def run(frames: torch.Tensor, spec: PackSpec) -> tuple[torch.Tensor, torch.Tensor]:
     """See the public function. On a stream that is being captured, an index on the GPU is not checked: a number
     that names no frame gives a frame of NaN.
     """
-    index = _index_on(frames, alpha, slow_rule, slow_index)
-    slow, fast = empty_clips(frames, index.shape[0], dtype, fast_input)
+    index = slow_frames_on(frames.device, frames.shape[1], spec.alpha, spec.slow_rule, spec.slow_index)
+    slow, fast = spec.empty(frames, index.shape[0])
+    fast_input, reverse_channels = spec.fast_input, spec.reverse_channels
     if fast.numel() == 0:
         return slow, fast
     n, t, h, w, _ = frames.shape
-    affine, gray = _affine(tuple(mean), tuple(std))
+    affine, gray = _affine(spec.mean, spec.std)
     strides = frames.stride()
     dense = strides[4] == 1 and (strides[3] == 3 or w == 1)
     one_channel = fast_input != "rgb"
@@ -234,7 +207,7 @@ def run(
         )  # fmt: skip
 
     values = h * w if one_channel else h * w * 3
-    key = (fast_input, dtype, tuple(frames.shape), dense, rows == 1, reverse_channels, index.shape[0])
+    key = (fast_input, spec.dtype, tuple(frames.shape), dense, rows == 1, reverse_channels, index.shape[0])
     start(
         TUNER.pick(
             key,

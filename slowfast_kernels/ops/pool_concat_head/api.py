@@ -6,16 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from .._checks import check_clip, check_types, check_vector, public
-from .cpu import ACTIVATIONS
+from .._checks import check_clip, check_types, public
 from .op import OP
-
-#: semantics -> (pooling window, activation) of the library it is named after, at its 224 x 224 presets.
-DEFAULTS: dict[str, tuple[tuple[int, int] | None, str]] = {
-    "pyslowfast": ((7, 7), "softmax"),
-    "pytorchvideo": ((7, 7), "none"),
-    "mmaction2": (None, "none"),
-}
+from .spec import DEFAULTS, HeadSpec
 
 
 @public
@@ -65,13 +58,9 @@ def pool_concat_head(
     if semantics not in DEFAULTS:
         raise ValueError(f"semantics: expected one of {tuple(DEFAULTS)}, got {semantics!r}")
     default_pool, default_activation = DEFAULTS[semantics]
-    activation = default_activation if activation is None else activation
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation: expected one of {ACTIVATIONS}, got {activation!r}")
     window = _window(default_pool if pool_size == "default" else pool_size)
-    if semantics == "mmaction2" and window:
-        raise ValueError(f"pool_size: expected None, mmaction2 averages the whole map, got {tuple(window)}")
-
+    spec = HeadSpec(weight, bias, window, semantics, default_activation if activation is None else activation)
+    spec.check()
     check_clip(slow, "slow")
     if fast is not None:
         check_clip(fast, "fast")
@@ -91,20 +80,19 @@ def pool_concat_head(
                 f"window, got shape {tuple(x.shape)}; pool_size=None averages maps of any size"
             )
     channels = slow.shape[1] + (0 if fast is None else fast.shape[1])
-    if weight.dim() != 2 or weight.shape[1] != channels:
+    if weight.shape[1] != channels:
         raise ValueError(
             f"weight: expected [classes, {channels}], all channels of the pathways, got {tuple(weight.shape)}"
         )
-    check_vector(bias, weight.shape[0], "bias")
-    return OP.handle(slow, fast, weight, bias, window, semantics, activation)
+    return OP(slow, fast, spec)
 
 
-def _window(pool_size: int | Sequence[int] | None | str) -> list[int]:
+def _window(pool_size: int | Sequence[int] | None | str) -> tuple[int, ...]:
     """Window as the op takes it: height and width, or nothing for the whole map."""
     if pool_size is None:
-        return []
+        return ()
     if isinstance(pool_size, int):
         pool_size = (pool_size, pool_size)
     if isinstance(pool_size, str) or len(pool_size) != 2 or min(pool_size) < 1:
         raise ValueError(f"pool_size: expected an int, (height, width) in cells or None, got {pool_size!r}")
-    return [int(k) for k in pool_size]
+    return int(pool_size[0]), int(pool_size[1])

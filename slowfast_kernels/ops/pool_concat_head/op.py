@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import torch
 
-from ...backends import Provider, lazy
+from ...backends import lazy
 from .._registration import register
-from . import cpu
 from .reference import pool_concat_head_reference
+from .spec import HeadSpec
 
 
-def _fake(slow, fast, weight, bias, pool_size, semantics, activation):  # type: ignore[no-untyped-def]
+def _fake(slow: torch.Tensor, fast: torch.Tensor | None, spec: HeadSpec) -> torch.Tensor:
     dtype = torch.float64 if slow.dtype == torch.float64 else torch.float32
-    return slow.new_empty((slow.shape[0], weight.shape[0]), dtype=dtype)
+    return slow.new_empty(spec.out_shape(slow.shape), dtype=dtype)
 
 
 OP = register(
     "pool_concat_head",
-    "Tensor slow, Tensor? fast, Tensor weight, Tensor? bias, int[] pool_size, str semantics, str activation",
+    "Tensor slow, Tensor? fast",
+    HeadSpec,
     reference=pool_concat_head_reference,
     fake=_fake,
-    providers={"cpu": Provider(cpu.run, cpu.refuses), "triton": lazy(__package__, "triton")},
+    providers={name: lazy(__package__, name) for name in ("cpu", "triton")},
     autocast=("slow", "fast"),
 )

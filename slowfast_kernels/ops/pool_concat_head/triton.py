@@ -16,8 +16,10 @@ from ... import autotune, backends
 from ..._triton import tiles
 from ..._triton.launch import cdiv, launch, next_power_of_2
 from ..._triton.tiles import widened
+from .._dtypes import FLOATS, refused
 from .._memory import pixel_rows
-from .cpu import ACTIVATIONS, DTYPES
+from .._registration import float32
+from .spec import ACTIVATIONS, HeadSpec
 
 TUNER = autotune.Tuner("pool_concat_head", __file__, tiles.__file__)
 
@@ -226,36 +228,20 @@ def candidates(first: Tiles, rows: int, channels: int) -> list[Tiles]:
     ]
 
 
-def refuses(
-    slow: torch.Tensor,
-    fast: torch.Tensor | None,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    pool_size: list[int],
-    semantics: str,
-    activation: str,
-) -> str | None:
+def refuses(slow: torch.Tensor, fast: torch.Tensor | None, spec: HeadSpec) -> str | None:
     """Why the Triton kernels cannot run this call, or None."""
-    for name, x in (("slow", slow), ("fast", fast), ("weight", weight)):
-        if x is not None and x.dtype not in DTYPES:
-            return f"{name} is {x.dtype}, the Triton kernels take float32, bfloat16 and float16"
-    if activation == "softmax" and weight.shape[0] > MAX_CLASSES:
-        return f"softmax over {weight.shape[0]} classes, the Triton kernel takes {MAX_CLASSES}"
+    for x in (slow, fast, spec.weight):
+        if x is not None and (reason := refused(x.dtype, FLOATS, "Triton")):
+            return reason
+    if spec.activation == "softmax" and spec.weight.shape[0] > MAX_CLASSES:
+        return f"softmax over {spec.weight.shape[0]} classes, the Triton kernel takes {MAX_CLASSES}"
     return None
 
 
-def run(
-    slow: torch.Tensor,
-    fast: torch.Tensor | None,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    pool_size: list[int],
-    semantics: str,
-    activation: str,
-) -> torch.Tensor:
+def run(slow: torch.Tensor, fast: torch.Tensor | None, spec: HeadSpec) -> torch.Tensor:
     """See the public function."""
     n, slow_channels, slow_frames, h, w = slow.shape
-    classes = weight.shape[0]
+    classes, semantics, activation = spec.weight.shape[0], spec.semantics, spec.activation
     out = slow.new_empty((n, classes), dtype=torch.float32)
     if out.numel() == 0:
         return out
@@ -266,14 +252,13 @@ def run(
         fast_channels = fast.shape[1]
         fast, fast_pitch = pixel_rows(fast)
     fast_frames, fast_h, fast_w = fast.shape[2:]
-    weight = weight.contiguous()
-    bias = None if bias is None else bias.float().contiguous()
+    weight, bias = spec.weight.contiguous(), float32(spec.bias)
     channels = slow_channels + fast_channels
     slow_at, fast_at = (fast_channels, 0) if semantics == "mmaction2" else (0, slow_channels)
-    kh, kw = pool_size or (h, w)
-    windows = (h - kh + 1) * (w - kw + 1)
+    kh, kw = spec.pool_size or (h, w)
+    windows = spec.windows((n, slow_channels, slow_frames, h, w))
     # The activation of every position, then their mean; else the mean comes first, and the rest is linear.
-    each = semantics == "pyslowfast" and activation != "none" and windows > 1
+    each = spec.per_position and activation != "none" and windows > 1
     positions = windows if each else 1
     slow_pixels, fast_pixels = slow_frames * h * w, fast_frames * fast_h * fast_w
 
@@ -307,7 +292,7 @@ def run(
             features = sum_windows(maps, tile, h, w, kh, kw)
         else:
             features = new(n * tile.parts, channels)
-            fast_kernel = (kh, kw) if pool_size else (fast_h, fast_w)
+            fast_kernel = (kh, kw) if spec.pool_size else (fast_h, fast_w)
             launch(
                 average_kernel,
                 (n * tile.parts * blocks,),

@@ -9,6 +9,7 @@ import torch
 from .._checks import check_clip, public
 from .boxes import as_bins, as_ratio, as_rois
 from .op import OP
+from .spec import RoIAlignSpec
 
 
 @public
@@ -69,6 +70,5 @@ def roi_align3d(
     check_clip(features, "features")
     boxes = as_rois(rois, features, mode)
     bins, ratio = as_bins(output_size, 3 if mode == "volume" else 2), as_ratio(sampling_ratio)
-    return OP.handle(
-        features, boxes, bins, float(spatial_scale), float(temporal_scale), ratio, bool(aligned), mode
-    )
+    spec = RoIAlignSpec(bins, float(spatial_scale), float(temporal_scale), ratio, bool(aligned), mode)
+    return OP(features, boxes, spec)

@@ -101,13 +101,13 @@ def as_ratio(sampling_ratio: int) -> int:
     return max(sampling_ratio, 0)
 
 
-def as_bins(output_size: int | Sequence[int], axes: int) -> list[int]:
-    """An int or ``axes`` ints as a list."""
+def as_bins(output_size: int | Sequence[int], axes: int) -> tuple[int, ...]:
+    """An int or ``axes`` ints as so many ints."""
     if isinstance(output_size, int):
         output_size = [output_size] * axes
     if len(output_size) != axes:
         raise ValueError(f"output_size: expected an int or {axes} ints, got {tuple(output_size)}")
-    bins = [int(n) for n in output_size]
+    bins = tuple(int(n) for n in output_size)
     if min(bins) < 1 or max(bins) > MAX_BINS:
-        raise ValueError(f"output_size: expected values of 1 to {MAX_BINS}, got {tuple(bins)}")
+        raise ValueError(f"output_size: expected values of 1 to {MAX_BINS}, got {bins}")
     return bins

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from .._cases import Args, Case, Contract, Draw
+from .._cases import Args, Case, Contract, Draw, Errors, refused_types
 
 SCALE = 1 / 16
+
+
+#: Products of a sum, as it were: what a float32 coordinate may be off by (an ulp of a cell's number) weighs more than
+#: the sums' rounding.
+COORDINATES = 7000
 
 
 def boxes(draw: Draw, k: int, clips: int, height: int, width: int) -> torch.Tensor:
@@ -40,13 +46,13 @@ def rows(draw: Draw, *values: tuple[float, ...]) -> torch.Tensor:
 
 def _real(name: str, channels: int, frames: int, k: int, mode: str = "frame") -> Case:
     def build(draw: Draw) -> Args:
-        h, w = draw.extent(16), draw.extent(29)
-        x = draw.normal(draw.batch, channels, frames, h, w)
+        h, w, t = draw.extent(16), draw.extent(29), draw.few(frames)
+        x = draw.normal(draw.batch, channels, t, h, w)
         if mode == "frame":
-            rois = boxes(draw, k, draw.batch, h, w)
+            rois = boxes(draw, draw.few(k), draw.batch, h, w)
         else:
-            rois = (tubes if mode == "tube" else volumes)(draw, k, draw.batch, frames, h, w)
-        size = (frames // 2, 7, 7) if mode == "volume" else (7, 7)
+            rois = (tubes if mode == "tube" else volumes)(draw, draw.few(k), draw.batch, t, h, w)
+        size = (max(2, t // 2), 7, 7) if mode == "volume" else (7, 7)
         return (x, rois), {"output_size": size, "spatial_scale": SCALE, "mode": mode}
 
     return Case(name, build, real=True)
@@ -97,7 +103,7 @@ def _channel_slice(draw: Draw) -> Args:
     return (draw.normal(2, 40, 3, 7, 5)[:, 8:29], *rest), kwargs
 
 
-CASES = (
+_CASES = (
     _real("ava slow, 8 boxes", 2048, 8, 8),
     _real("ava fast, 8 boxes", 256, 32, 8),
     _real("ava slow, 8 tubes", 2048, 8, 8, "tube"),
@@ -124,6 +130,14 @@ CASES = (
     Case("batch 0", _call((0, 5, 3, 6, 7), 0), edge=True),
     Case("channels first", _channels_first, edge=True),
     Case("channel slice", _channel_slice, edge=True),
+)
+
+CASES = tuple(replace(case, reduction=COORDINATES) for case in _CASES)
+
+REFUSED = (
+    refused_types("cpu", "C++", torch.float32, torch.bfloat16, torch.float16),
+    refused_types("triton", "Triton", torch.float32, torch.bfloat16, torch.float16),
+    refused_types("cuda", "CUDA", torch.float32, torch.bfloat16, torch.float16),
 )
 
 
@@ -155,5 +169,27 @@ def contract(draw: Draw) -> Contract:
             "aligned": [{"aligned": False}],
             "mode": [frame, frame | {"mode": "tube", "rois": tubes(draw, 5, 2, 4, 9, 8)}],
             "temporal_scale": [{"temporal_scale": 0.5}],
+        },
+    )
+
+
+def errors() -> Errors:
+    zeros = torch.zeros
+    x = zeros(2, 4, 3, 6, 7)
+    return Errors(
+        {"features": x, "rois": zeros(3, 5)},
+        {
+            "features #1": ({"features": x[0]}, r"features: expected \[N, C, T, H, W\]"),
+            "features #2": ({"features": x.int()}, "features: expected a floating-point"),
+            "rois #1": ({"rois": zeros(3, 4)}, r"rois: expected \[K, 5\].*got shape \(3, 4\)"),
+            "rois #2": ({"rois": zeros(3, 5).int()}, "rois: expected a floating-point"),
+            "mode #1": ({"mode": "tube"}, r"rois: expected \[K, 3, 5\]"),
+            "mode #2": ({"mode": "volume", "output_size": 2}, r"rois: expected \[K, 7\]"),
+            "mode #3": ({"mode": "plane"}, "mode: expected one of"),
+            "output_size #1": ({"output_size": (2, 2, 2)}, "output_size: expected an int or 2 ints"),
+            "output_size #2": ({"output_size": (0, 2)}, "output_size: expected values of 1 to"),
+            "output_size #3": ({"output_size": 5000}, "output_size: expected values of 1 to"),
+            "sampling_ratio #1": ({"sampling_ratio": -2}, "sampling_ratio: expected 0"),
+            "sampling_ratio #2": ({"sampling_ratio": 5000}, "sampling_ratio: expected 0"),
         },
     )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
 
 import torch
 
-from .._cases import Cost, bytes_of
-from .boxes import as_bins
+from .._spec import Cost, bytes_of
 from .reference import Samples, axis_samples, coordinates
+from .spec import RoIAlignSpec
 
 
 def _touched(samples: Samples, extent: int) -> torch.Tensor:
@@ -21,18 +20,14 @@ def _touched(samples: Samples, extent: int) -> torch.Tensor:
 
 
 def frame_work(
-    rois: torch.Tensor,
-    features: torch.Tensor,
-    bins: Sequence[int],
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
+    rois: torch.Tensor, features: torch.Tensor, spec: RoIAlignSpec
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Of boxes [K, 5]: cells read by all bins together [K]; cells under the box, bool [K, H, W]."""
     _, x1, y1, x2, y2 = coordinates(rois, features)[:, :5].unbind(1)
     height, width = features.shape[3:]
-    ys = _touched(axis_samples(y1, y2, spatial_scale, height, bins[0], sampling_ratio, aligned), height)
-    xs = _touched(axis_samples(x1, x2, spatial_scale, width, bins[1], sampling_ratio, aligned), width)
+    bins, scale, how = spec.output_size, spec.spatial_scale, (spec.sampling_ratio, spec.aligned)
+    ys = _touched(axis_samples(y1, y2, scale, height, bins[-2], *how), height)
+    xs = _touched(axis_samples(x1, x2, scale, width, bins[-1], *how), width)
     return ys.sum((1, 2)) * xs.sum((1, 2)), ys.any(1)[:, :, None] & xs.any(1)[:, None, :]
 
 
@@ -41,40 +36,27 @@ def union(covered: torch.Tensor, group: torch.Tensor) -> int:
     return sum(int(covered[group == g].any(0).sum()) for g in group.unique())
 
 
-def cost(
-    features: torch.Tensor,
-    rois: torch.Tensor,
-    output_size: int | Sequence[int] = (7, 7),
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = 0,
-    aligned: bool = True,
-    mode: str = "frame",
-    *,
-    temporal_scale: float = 1.0,
-) -> Cost:
+def cost(features: torch.Tensor, rois: torch.Tensor, spec: RoIAlignSpec) -> Cost:
     """A multiply-add per cell that a bin reads (samples that share a cell count once).
 
     Bytes: the cells of the maps that lie under a box, once; boxes and result.
     """
     _, channels, frames, height, width = features.shape
-    bins = as_bins(output_size, 3 if mode == "volume" else 2)
-    flat = rois.flatten(0, -2)
-    reads, covered = frame_work(flat, features, bins[-2:], spatial_scale, sampling_ratio, aligned)
+    flat, mode, out_frames = rois.flatten(0, -2), spec.mode, spec.bins(frames)[0]
+    reads, covered = frame_work(flat, features, spec)
     clip = flat[:, 0].long()
     if mode == "tube":
         clip = clip * frames + torch.arange(frames, device=rois.device).repeat(rois.shape[0])
-        total, cells, out_frames = int(reads.sum()), union(covered, clip), frames
+        total, cells = int(reads.sum()), union(covered, clip)
     elif mode == "frame":
-        total, cells, out_frames = frames * int(reads.sum()), frames * union(covered, clip), frames
+        total, cells = frames * int(reads.sum()), frames * union(covered, clip)
     else:
         t1, t2 = coordinates(rois, features)[:, 5:].unbind(1)
-        ts = _touched(axis_samples(t1, t2, temporal_scale, frames, bins[0], sampling_ratio, aligned), frames)
-        total, out_frames = int((reads * ts.sum((1, 2))).sum()), bins[0]
+        ts = _touched(
+            axis_samples(t1, t2, spec.temporal_scale, frames, out_frames, spec.sampling_ratio, spec.aligned),
+            frames,
+        )
+        total = int((reads * ts.sum((1, 2))).sum())
         cells = sum(union(covered[ts.any(1)[:, t]], clip[ts.any(1)[:, t]]) for t in range(frames))
-    out = rois.shape[0] * out_frames * bins[-2] * bins[-1]
+    out = rois.shape[0] * math.prod(spec.bins(frames))
     return Cost(2 * channels * total, (cells + out) * channels * features.element_size() + bytes_of(rois))
-
-
-def cost_bwd(grad: torch.Tensor, rois: torch.Tensor, shape: Sequence[int], **settings: Any) -> Cost:
-    """Of the gradient: the same taps of the same cells, the other way round."""
-    return cost(torch.empty(tuple(shape), dtype=grad.dtype, device="meta"), rois, **settings)

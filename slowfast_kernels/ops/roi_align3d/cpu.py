@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
+from .._dtypes import FLOATS, refused
 from .._memory import channels_last, empty_channels_last
 from .._registration import define_native
-from .boxes import MODES, boxes_float32
+from .boxes import boxes_float32
+from .spec import RoIAlignSpec
 
 define_native(
     "_roi_align_cpu(Tensor x, Tensor rois, float spatial_scale, float temporal_scale, int sampling_ratio,"
@@ -17,63 +21,21 @@ define_native(
     " int sampling_ratio, bool aligned, int mode, Tensor(a!) x) -> ()"
 )
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+def cannot(spec: RoIAlignSpec, dtype: torch.dtype) -> str | None:
+    """Why the C++ kernels cannot take maps of this type, or None; of both ops."""
+    return refused(dtype, FLOATS, "C++")
 
 
-def refuses(x: torch.Tensor, *rest: object) -> str | None:
-    """Why the C++ kernels cannot run this call (of either op), or None."""
-    if x.dtype not in DTYPES:
-        return f"the maps are {x.dtype}, the C++ kernels take float32, bfloat16 and float16"
-    return None
-
-
-def run(
-    features: torch.Tensor,
-    rois: torch.Tensor,
-    output_size: list[int],
-    spatial_scale: float,
-    temporal_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-    mode: str,
-) -> torch.Tensor:
+def run(features: torch.Tensor, rois: torch.Tensor, spec: RoIAlignSpec) -> torch.Tensor:
+    out = empty_channels_last(features, spec.out_shape(features.shape, rois.shape))
     boxes = boxes_float32(rois, features.shape[0])
-    time = output_size[0] if mode == "volume" else features.shape[2]
-    out = empty_channels_last(features, (rois.shape[0], features.shape[1], time, *output_size[-2:]))
-    torch.ops.slowfast._roi_align_cpu(
-        channels_last(features),
-        boxes,
-        spatial_scale,
-        temporal_scale,
-        sampling_ratio,
-        aligned,
-        MODES.index(mode),
-        out,
-    )
+    torch.ops.slowfast._roi_align_cpu(channels_last(features), boxes, *spec.native, out)
     return out
 
 
-def run_bwd(
-    grad: torch.Tensor,
-    rois: torch.Tensor,
-    shape: list[int],
-    output_size: list[int],
-    spatial_scale: float,
-    temporal_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-    mode: str,
-) -> torch.Tensor:
-    boxes = boxes_float32(rois, shape[0])
+def run_bwd(grad: torch.Tensor, rois: torch.Tensor, shape: Sequence[int], spec: RoIAlignSpec) -> torch.Tensor:
     dx = empty_channels_last(grad, shape)
-    torch.ops.slowfast._roi_align_bwd_cpu(
-        channels_last(grad),
-        boxes,
-        spatial_scale,
-        temporal_scale,
-        sampling_ratio,
-        aligned,
-        MODES.index(mode),
-        dx,
-    )
+    boxes = boxes_float32(rois, shape[0])
+    torch.ops.slowfast._roi_align_bwd_cpu(channels_last(grad), boxes, *spec.native, dx)
     return dx

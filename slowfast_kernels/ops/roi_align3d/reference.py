@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from .boxes import check_batch_index
+from .spec import RoIAlignSpec
 
 #: A box of more cells than this along an axis (what float32 can count) has no adaptive samples.
 MAX_SIZE = 2**24
@@ -122,88 +123,59 @@ class Boxes(NamedTuple):
     axes: dict[int, Samples]  # by the dimension of a [C, T, H, W] clip
 
     @staticmethod
-    def of(
-        rois: torch.Tensor,
-        extent: Sequence[int],
-        bins: Sequence[int],
-        spatial_scale: float,
-        temporal_scale: float,
-        sampling_ratio: int,
-        aligned: bool,
-    ) -> Boxes:
-        columns = rois.flatten(0, -2).unbind(-1)
+    def of(rois: torch.Tensor, extent: Sequence[int], spec: RoIAlignSpec) -> Boxes:
+        columns, bins = rois.flatten(0, -2).unbind(-1), spec.output_size
+
+        def axis(start: int, end: int, scale: float, cells: int, count: int) -> Samples:
+            return axis_samples(
+                columns[start], columns[end], scale, cells, count, spec.sampling_ratio, spec.aligned
+            )
+
         axes = {
-            2: axis_samples(
-                columns[2], columns[4], spatial_scale, extent[1], bins[-2], sampling_ratio, aligned
-            ),
-            3: axis_samples(
-                columns[1], columns[3], spatial_scale, extent[2], bins[-1], sampling_ratio, aligned
-            ),
+            2: axis(2, 4, spec.spatial_scale, extent[1], bins[-2]),
+            3: axis(1, 3, spec.spatial_scale, extent[2], bins[-1]),
         }
         if len(bins) == 3:
-            axes[1] = axis_samples(
-                columns[5], columns[6], temporal_scale, extent[0], bins[0], sampling_ratio, aligned
-            )
+            axes[1] = axis(5, 6, spec.temporal_scale, extent[0], bins[0])
         finite = torch.stack([a.finite for a in axes.values()]).all(0)
         return Boxes(columns[0].long().tolist(), finite.tolist(), axes)
 
 
-def roi_align3d_reference(
-    features: torch.Tensor,
-    rois: torch.Tensor,
-    output_size: Sequence[int],
-    spatial_scale: float,
-    temporal_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-    mode: str,
-) -> torch.Tensor:
+def roi_align3d_reference(features: torch.Tensor, rois: torch.Tensor, spec: RoIAlignSpec) -> torch.Tensor:
     check_batch_index(rois, features.shape[0])
     channels, frames = features.shape[1:3]
-    settings = (spatial_scale, temporal_scale, sampling_ratio, aligned)
-    boxes = Boxes.of(coordinates(rois, features), features.shape[2:], output_size, *settings)
-    out_frames = output_size[0] if mode == "volume" else frames
+    boxes = Boxes.of(coordinates(rois, features), features.shape[2:], spec)
 
     def align(i: int, x: torch.Tensor) -> torch.Tensor:
         """[C, T, H, W] -> [C, T', h, w] of box i."""
         if not boxes.finite[i]:
-            time = output_size[0] if mode == "volume" else x.shape[1]
-            return x.new_full((channels, time, *output_size[-2:]), torch.nan)
+            return x.new_full((channels, *spec.bins(x.shape[1])), torch.nan)
         y = x.to(wide(x))
         for dim, samples in boxes.axes.items():
             y = resample(y, dim, samples.of(i))
         return y.to(x.dtype)
 
-    out = features.new_empty(rois.shape[0], channels, out_frames, *output_size[-2:])
+    out = features.new_empty(spec.out_shape(features.shape, rois.shape))
     if out.numel() == 0:
         return out
     clips = [features[clip] for clip in boxes.clip]
-    if mode != "tube":
+    if spec.mode != "tube":
         return torch.stack([align(i, x) for i, x in enumerate(clips)])
     of_frames = [align(i, x[:, i % frames : i % frames + 1]) for i, x in enumerate(clips)]
     return torch.cat(of_frames, dim=1).unflatten(1, (-1, frames)).transpose(0, 1)
 
 
 def roi_align3d_bwd_reference(
-    grad: torch.Tensor,
-    rois: torch.Tensor,
-    shape: Sequence[int],
-    output_size: Sequence[int],
-    spatial_scale: float,
-    temporal_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-    mode: str,
+    grad: torch.Tensor, rois: torch.Tensor, shape: Sequence[int], spec: RoIAlignSpec
 ) -> torch.Tensor:
     """Gradient of the features; the op is linear in them, so that their shape is enough."""
     check_batch_index(rois, shape[0])
-    settings = (spatial_scale, temporal_scale, sampling_ratio, aligned)
-    boxes = Boxes.of(coordinates(rois, grad), shape[2:], output_size, *settings)
+    boxes = Boxes.of(coordinates(rois, grad), shape[2:], spec)
     dx = torch.zeros(tuple(shape), dtype=wide(grad), device=grad.device)
     for i, (clip, finite) in enumerate(zip(boxes.clip, boxes.finite, strict=True)):
         if not finite:  # the result was NaN whatever the features
             continue
-        k, t = divmod(i, shape[2]) if mode == "tube" else (i, None)
+        k, t = divmod(i, shape[2]) if spec.mode == "tube" else (i, None)
         g = grad[k].to(dx.dtype) if t is None else grad[k, :, t : t + 1].to(dx.dtype)
         for dim, samples in boxes.axes.items():
             g = spread(g, dim, samples.of(i), shape[1 + dim])

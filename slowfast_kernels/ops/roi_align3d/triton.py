@@ -8,6 +8,7 @@ atomics, the same sums every time, and no memory beyond the taps.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,10 +18,12 @@ import triton.language as tl
 from ... import autotune, backends
 from ..._triton import roi, tiles
 from ..._triton.launch import cdiv, launch, next_power_of_2
-from ..._triton.roi import DTYPES, bin_sums, taps_of
+from ..._triton.roi import bin_sums, taps_of
 from ..._triton.tiles import narrowed, widened
+from .._dtypes import FLOATS, refused
 from .._memory import channels_last, empty_channels_last, pixel_rows
-from .boxes import MODES
+from .boxes import MODES, boxes_float32
+from .spec import RoIAlignSpec
 
 TUNER = autotune.Tuner("roi_align3d", __file__, roi.__file__, tiles.__file__)
 
@@ -185,40 +188,19 @@ def roi_align_bwd_kernel(
     tl.store(dx + at[:, None] + c[None, :], narrowed(acc, dx.dtype.element_ty), mask=mask)
 
 
-def refuses(x: torch.Tensor, *rest: object) -> str | None:
-    """Why the Triton kernels cannot run this call (of either op), or None."""
-    if x.dtype not in DTYPES:
-        return f"the maps are {x.dtype}, the Triton kernels take float32, bfloat16 and float16"
-    return None
+def cannot(spec: RoIAlignSpec, dtype: torch.dtype) -> str | None:
+    """Why the Triton kernels cannot take maps of this type, or None; of both ops."""
+    return refused(dtype, FLOATS, "Triton")
 
 
-refuses_bwd = refuses
-
-
-def run(
-    features: torch.Tensor,
-    rois: torch.Tensor,
-    output_size: list[int],
-    spatial_scale: float,
-    temporal_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-    mode: str,
-) -> torch.Tensor:
+def run(features: torch.Tensor, rois: torch.Tensor, spec: RoIAlignSpec) -> torch.Tensor:
     """See the public function. On a stream that is being captured, a wrong batch index gives NaN."""
     n, channels, t, h, w = features.shape
-    volume = mode == "volume"
-    bt, bh, bw = (output_size[0] if volume else t), output_size[-2], output_size[-1]
+    bt, bh, bw = spec.bins(t)
     taps = taps_of(
-        rois,
-        n,
-        (t, h, w),
-        (bt if volume else 0, bh, bw),
-        spatial_scale,
-        temporal_scale,
-        sampling_ratio,
-        aligned,
-    )
+        boxes_float32(rois, n), n, (t, h, w), (bt if spec.volume else 0, bh, bw), spec.spatial_scale,
+        spec.temporal_scale, spec.sampling_ratio, spec.aligned,
+    )  # fmt: skip
     out = empty_channels_last(features, (rois.shape[0], channels, bt, bh, bw))
     if out.numel() == 0:
         return out
@@ -231,15 +213,15 @@ def run(
             (rois.shape[0] * bt * row_blocks * channel_blocks,),
             x, out, taps.weights, taps.ranges, t, h, w, channels, pitch, bt, bh, bw, row_blocks, channel_blocks,
             taps.x_weights, taps.t_weights, taps.y_bins, taps.x_bins, taps.t_bins,
-            warps=tile.warps, MODE=MODES.index(mode), ROWS=tile.rows, CHANNELS=tile.channels,
+            warps=tile.warps, MODE=MODES.index(spec.mode), ROWS=tile.rows, CHANNELS=tile.channels,
         )  # fmt: skip
 
-    key = ("forward", mode, x.dtype, tuple(x.shape), rois.shape[0], bt, bh, bw, sampling_ratio)
+    key = ("forward", spec.mode, x.dtype, tuple(x.shape), rois.shape[0], bt, bh, bw, spec.sampling_ratio)
     start(
         TUNER.pick(
             key,
             x.device,
-            lambda: tiles_of(bh * bw, channels, volume),
+            lambda: tiles_of(bh * bw, channels, spec.volume),
             lambda: candidates(bh * bw, channels),
             start,
         )
@@ -247,31 +229,14 @@ def run(
     return out
 
 
-def run_bwd(
-    grad: torch.Tensor,
-    rois: torch.Tensor,
-    shape: list[int],
-    output_size: list[int],
-    spatial_scale: float,
-    temporal_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-    mode: str,
-) -> torch.Tensor:
+def run_bwd(grad: torch.Tensor, rois: torch.Tensor, shape: Sequence[int], spec: RoIAlignSpec) -> torch.Tensor:
     """Gradient of the features; the same bits every time."""
     n, channels, t, h, w = shape
-    volume = mode == "volume"
-    bt, bh, bw = (output_size[0] if volume else t), output_size[-2], output_size[-1]
+    bt, bh, bw = spec.bins(t)
     taps = taps_of(
-        rois,
-        n,
-        (t, h, w),
-        (bt if volume else 0, bh, bw),
-        spatial_scale,
-        temporal_scale,
-        sampling_ratio,
-        aligned,
-    )
+        boxes_float32(rois, n), n, (t, h, w), (bt if spec.volume else 0, bh, bw), spec.spatial_scale,
+        spec.temporal_scale, spec.sampling_ratio, spec.aligned,
+    )  # fmt: skip
     dx = empty_channels_last(grad, shape)
     if dx.numel() == 0:
         return dx
@@ -286,10 +251,10 @@ def run_bwd(
             (n * t * row_blocks * channel_blocks,),
             g, dx, taps.weights, taps.ranges, count, boxes, t, h, w, channels, bt, bh, bw, row_blocks, channel_blocks,
             taps.x_weights, taps.t_weights, taps.bounds, taps.y_bins, taps.x_bins, taps.t_bins,
-            warps=tile.warps, MODE=MODES.index(mode), ROWS=tile.rows, CHANNELS=tile.channels,
+            warps=tile.warps, MODE=MODES.index(spec.mode), ROWS=tile.rows, CHANNELS=tile.channels,
         )  # fmt: skip
 
-    key = ("backward", mode, g.dtype, tuple(shape), count, bt, bh, bw, sampling_ratio)
+    key = ("backward", spec.mode, g.dtype, tuple(shape), count, bt, bh, bw, spec.sampling_ratio)
     start(
         TUNER.pick(
             key,

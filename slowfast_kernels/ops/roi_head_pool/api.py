@@ -9,8 +9,7 @@ import torch
 from .._checks import check_clip, check_types, public
 from ..roi_align3d.boxes import as_bins, as_ratio, as_rois
 from .op import OP
-
-TEMPORAL = ("mean", "max")
+from .spec import TEMPORAL, RoIPoolSpec
 
 
 @public
@@ -73,5 +72,6 @@ def roi_head_pool(
     bins, ratio = as_bins(output_size, 2), as_ratio(sampling_ratio)
     if temporal not in TEMPORAL:
         raise ValueError(f"temporal: expected one of {TEMPORAL}, got {temporal!r}")
-    pooled, _ = OP.handle(slow, fast, boxes, bins, float(spatial_scale), ratio, bool(aligned), temporal)
+    spec = RoIPoolSpec(bins, float(spatial_scale), ratio, bool(aligned), temporal)
+    pooled, _ = OP(slow, fast, boxes, spec)
     return pooled

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from .._cases import Args, Case, Contract, Draw
-from ..roi_align3d.cases import ODD, SCALE, boxes, rows
+import torch
+
+from .._cases import Args, Case, Contract, Draw, Errors, refused_types
+from ..roi_align3d.cases import COORDINATES, ODD, SCALE, boxes, rows
 
 
 def _real(k: int) -> Case:
     def build(draw: Draw) -> Args:
         h, w = draw.extent(16), draw.extent(29)
-        slow, fast = draw.normal(draw.batch, 2048, 8, h, w), draw.normal(draw.batch, 256, 32, h, w)
-        return (slow, fast, boxes(draw, k, draw.batch, h, w)), {}
+        slow = draw.normal(draw.batch, 2048, draw.few(8), h, w)
+        fast = draw.normal(draw.batch, 256, draw.few(32), h, w)
+        return (slow, fast, boxes(draw, draw.few(k), draw.batch, h, w)), {}
 
     return Case(f"ava, {k} box{'es' if k > 1 else ''}", build, real=True)
 
@@ -53,7 +57,7 @@ def _channels_first(draw: Draw) -> Args:
     return (slow.contiguous(), fast.contiguous(), rois), kwargs
 
 
-CASES = (
+_CASES = (
     *(_real(k) for k in (1, 4, 16, 64)),
     Case("maximum over time", _call((8, 9), (70, 4), (12, 16), 6, temporal="max"), edge=True),
     Case("one pathway", _call((8, 9), (70, 4), None, 6), edge=True),
@@ -72,6 +76,14 @@ CASES = (
     Case("equal bins", _relu, edge=True),
     Case("channels first", _channels_first, edge=True),
 )  # fmt: skip
+
+CASES = tuple(replace(case, reduction=COORDINATES) for case in _CASES)
+
+REFUSED = (
+    refused_types("cpu", "C++", torch.float32, torch.bfloat16, torch.float16),
+    refused_types("triton", "Triton", torch.float32, torch.bfloat16, torch.float16),
+    refused_types("cuda", "CUDA", torch.float32, torch.bfloat16, torch.float16),
+)
 
 
 def contract(draw: Draw) -> Contract:
@@ -98,5 +110,26 @@ def contract(draw: Draw) -> Contract:
             "sampling_ratio": [{"sampling_ratio": 1}, {"sampling_ratio": 3}],
             "aligned": [{"aligned": False}],
             "temporal": [{"temporal": "max"}],
+        },
+    )
+
+
+def errors() -> Errors:
+    zeros = torch.zeros
+    slow, fast = zeros(2, 4, 3, 6, 7), zeros(2, 3, 6, 6, 7)
+    return Errors(
+        {"slow": slow, "fast": fast, "rois": zeros(3, 5)},
+        {
+            "slow #1": ({"slow": slow[0]}, r"slow: expected \[N, C, T, H, W\]"),
+            "slow #2": ({"slow": slow[:, :, :0]}, "slow: expected at least one channel, frame"),
+            "fast #1": ({"fast": fast[..., :3]}, r"fast: expected N, H, W = \(2, 6, 7\)"),
+            "fast #2": ({"fast": fast[:1]}, r"fast: expected N, H, W = \(2, 6, 7\)"),
+            "fast #3": ({"fast": fast[:, :, :0]}, "fast: expected"),
+            "fast #4": ({"fast": fast[0]}, r"fast: expected \[N, C, T, H, W\]"),
+            "rois #1": ({"rois": zeros(3, 7)}, r"rois: expected \[K, 5\].*got shape \(3, 7\)"),
+            "output_size #1": ({"output_size": (1, 2, 3)}, "output_size: expected an int or 2 ints"),
+            "output_size #2": ({"output_size": 0}, "output_size: expected values of 1 to"),
+            "sampling_ratio #1": ({"sampling_ratio": -2}, "sampling_ratio: expected 0"),
+            "temporal #1": ({"temporal": "sum"}, "temporal: expected one of"),
         },
     )

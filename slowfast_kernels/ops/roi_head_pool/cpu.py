@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
+from .._dtypes import FLOATS, refused
 from .._memory import channels_last, empty_channels_last
 from .._registration import define_native
 from ..roi_align3d.boxes import boxes_float32
-from ..roi_align3d.cpu import DTYPES
+from .spec import RoIPoolSpec
 
 define_native(
     "_roi_head_cpu(Tensor slow, Tensor? fast, Tensor rois, int[] output_size, float spatial_scale,"
@@ -19,29 +21,12 @@ define_native(
 )
 
 
-def refuses(slow: torch.Tensor, fast: torch.Tensor | None, *rest: object) -> str | None:
-    """Why the C++ kernels cannot run this call, or None."""
-    if slow.dtype not in DTYPES:
-        return f"slow is {slow.dtype}, the C++ kernels take float32, bfloat16 and float16"
-    if fast is not None and fast.dtype != slow.dtype:
-        return f"fast is {fast.dtype} but slow is {slow.dtype}"
-    return None
+def cannot(spec: RoIPoolSpec, dtype: torch.dtype) -> str | None:
+    """Why the C++ kernels cannot take maps of this type, or None; of both ops."""
+    return refused(dtype, FLOATS, "C++")
 
 
-def refuses_bwd(grad: torch.Tensor, *rest: object) -> str | None:
-    return refuses(grad, None)
-
-
-def run(
-    slow: torch.Tensor,
-    fast: torch.Tensor | None,
-    rois: torch.Tensor,
-    output_size: list[int],
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-    temporal: str,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def run(slow: Tensor, fast: Tensor | None, rois: Tensor, spec: RoIPoolSpec) -> tuple[Tensor, Tensor]:
     boxes = boxes_float32(rois, slow.shape[0])
     channels = slow.shape[1] + (0 if fast is None else fast.shape[1])
     out = slow.new_empty(rois.shape[0], channels)
@@ -50,11 +35,7 @@ def run(
         channels_last(slow),
         None if fast is None else channels_last(fast),
         boxes,
-        output_size,
-        spatial_scale,
-        sampling_ratio,
-        aligned,
-        temporal == "max",
+        *spec.native,
         out,
         arg,
     )
@@ -62,17 +43,8 @@ def run(
 
 
 def run_bwd(
-    grad: torch.Tensor,
-    arg: torch.Tensor,
-    rois: torch.Tensor,
-    features: torch.Tensor | None,
-    shape: list[int],
-    output_size: list[int],
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-    temporal: str,
-) -> torch.Tensor:
+    grad: Tensor, arg: Tensor, rois: Tensor, features: Tensor | None, shape: list[int], spec: RoIPoolSpec
+) -> Tensor:
     boxes = boxes_float32(rois, shape[0])
     dx = empty_channels_last(grad, shape)
     torch.ops.slowfast._roi_head_bwd_cpu(
@@ -80,11 +52,7 @@ def run_bwd(
         arg.contiguous(),
         boxes,
         None if features is None else channels_last(features),
-        output_size,
-        spatial_scale,
-        sampling_ratio,
-        aligned,
-        temporal == "max",
+        *spec.native,
         dx,
     )
     return dx

@@ -11,11 +11,13 @@ is being captured such a box gives NaN and bin -1, and no gradient.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
+from .._dtypes import FLOATS, refused
 from .._memory import empty_channels_last, pixel_rows
 from .._registration import define_native
 from ..roi_align3d.boxes import boxes_float32
-from ..roi_align3d.cuda import DTYPES
+from .spec import RoIPoolSpec
 
 define_native(
     "_roi_head_cuda(Tensor slow, Tensor? fast, Tensor rois, int[] output_size, float spatial_scale,"
@@ -31,18 +33,9 @@ SLICE = 32
 CELLS_OF_A_BLOCK = (64 << 10) // (4 * SLICE)
 
 
-def refuses(slow: torch.Tensor, fast: torch.Tensor | None, *rest: object) -> str | None:
-    """Why the CUDA kernels cannot run this call, or None."""
-    if slow.dtype not in DTYPES:
-        return f"slow is {slow.dtype}, the CUDA kernels take float32, bfloat16 and float16"
-    if fast is not None and fast.dtype != slow.dtype:
-        return f"fast is {fast.dtype} but slow is {slow.dtype}"
-    return None
-
-
-def refuses_bwd(grad: torch.Tensor, *rest: object) -> str | None:
-    """Why the CUDA kernel cannot compute this gradient, or None."""
-    return refuses(grad, None)
+def cannot(spec: RoIPoolSpec, dtype: torch.dtype) -> str | None:
+    """Why the CUDA kernels cannot take maps of this type, or None; of both ops."""
+    return refused(dtype, FLOATS, "CUDA")
 
 
 def reduces_apart(clips: int, boxes: int, cells: int, frames: int) -> bool:
@@ -50,16 +43,7 @@ def reduces_apart(clips: int, boxes: int, cells: int, frames: int) -> bool:
     return cells > CELLS_OF_A_BLOCK or (boxes > 4 * clips and frames > 2)
 
 
-def run(
-    slow: torch.Tensor,
-    fast: torch.Tensor | None,
-    rois: torch.Tensor,
-    output_size: list[int],
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-    temporal: str,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def run(slow: Tensor, fast: Tensor | None, rois: Tensor, spec: RoIPoolSpec) -> tuple[Tensor, Tensor]:
     n, channels, frames, h, w = slow.shape
     boxes = boxes_float32(rois, n)
     slices = -(-channels // SLICE)
@@ -75,11 +59,7 @@ def run(
         pixel_rows(slow)[0],
         None if fast is None else pixel_rows(fast)[0],
         boxes,
-        output_size,
-        spatial_scale,
-        sampling_ratio,
-        aligned,
-        temporal == "max",
+        *spec.native,
         maps,
         out,
         arg,
@@ -88,17 +68,8 @@ def run(
 
 
 def run_bwd(
-    grad: torch.Tensor,
-    arg: torch.Tensor,
-    rois: torch.Tensor,
-    features: torch.Tensor | None,
-    shape: list[int],
-    output_size: list[int],
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-    temporal: str,
-) -> torch.Tensor:
+    grad: Tensor, arg: Tensor, rois: Tensor, features: Tensor | None, shape: list[int], spec: RoIPoolSpec
+) -> Tensor:
     boxes = boxes_float32(rois, shape[0])
     dx = empty_channels_last(grad, shape)
     torch.ops.slowfast._roi_head_bwd_cuda(
@@ -106,12 +77,8 @@ def run_bwd(
         grad if grad.stride(1) == 1 else grad.contiguous(),
         arg if arg.stride(1) == 1 else arg.contiguous(),
         boxes,
-        pixel_rows(features)[0] if features is not None and temporal == "max" else None,
-        output_size,
-        spatial_scale,
-        sampling_ratio,
-        aligned,
-        temporal == "max",
+        pixel_rows(features)[0] if features is not None and spec.temporal == "max" else None,
+        *spec.native,
         dx,
     )
     return dx

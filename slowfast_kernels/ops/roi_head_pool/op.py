@@ -7,37 +7,33 @@ from typing import Any
 
 import torch
 
-from ...backends import Provider, lazy
+from ...backends import lazy
 from .._memory import empty_channels_last
 from .._registration import Gradient, register
-from . import cpu
 from .reference import roi_head_pool_bwd_reference, roi_head_pool_reference
+from .spec import RoIPoolSpec
 
-SETTINGS = "SymInt[] output_size, float spatial_scale, int sampling_ratio, bool aligned, str temporal"
 
-
-def _fake(slow, fast, rois, *settings):  # type: ignore[no-untyped-def]
-    channels = slow.shape[1] + (0 if fast is None else fast.shape[1])
-    out = slow.new_empty(rois.shape[0], channels)
+def _fake(
+    slow: torch.Tensor, fast: torch.Tensor | None, rois: torch.Tensor, spec: RoIPoolSpec
+) -> tuple[torch.Tensor, torch.Tensor]:
+    shapes = [x.shape for x in (slow, fast, rois) if x is not None]
+    out = slow.new_empty(spec.out_shape(*shapes))
     return out, torch.empty_like(out, dtype=torch.int32)
 
 
-def _fake_bwd(grad, arg, rois, features, shape, *settings):  # type: ignore[no-untyped-def]
-    return empty_channels_last(grad, shape)
-
-
-def _save(inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> Sequence[Any]:
-    slow, fast, rois, *settings = inputs
+def _save(call: Sequence[Any], output: tuple[torch.Tensor, torch.Tensor]) -> Sequence[Any]:
+    slow, fast, rois, spec = call
     shapes = [None if x is None else list(x.shape) for x in (slow, fast)]
     # the mean needs no features, the maximum over time looks for its frame again
-    features = (slow, fast) if settings[-1] == "max" else (None, None)
-    return output[1], rois.detach(), *features, shapes, *settings
+    features = (slow, fast) if spec.temporal == "max" else (None, None)
+    return output[1], rois.detach(), *features, shapes, spec
 
 
 def _backward(
     saved: Sequence[Any], needs: Sequence[bool], grad: torch.Tensor, _: torch.Tensor
 ) -> Sequence[torch.Tensor | None]:
-    arg, rois, slow, fast, shapes, *settings = saved
+    arg, rois, slow, fast, shapes, spec = saved
     grads: list[torch.Tensor | None] = [None, None]
     first = 0
     for i, (x, shape) in enumerate(zip((slow, fast), shapes, strict=True)):
@@ -46,33 +42,40 @@ def _backward(
         channels = slice(first, first + shape[1])
         first += shape[1]
         if needs[i]:
-            grads[i] = OP_BWD.handle(grad[:, channels], arg[:, channels], rois, x, shape, *settings)
+            grads[i] = OP_BWD(grad[:, channels], arg[:, channels], rois, x, shape, spec)
     return grads
+
+
+def _cost_bwd(
+    grad: torch.Tensor,
+    arg: torch.Tensor,
+    rois: torch.Tensor,
+    features: Any,
+    shape: Sequence[int],
+    spec: RoIPoolSpec,
+) -> Any:
+    """At most what the forward of the pathway does: only the bins of the maxima take part."""
+    return spec.cost(torch.empty(tuple(shape), dtype=grad.dtype, device="meta"), None, rois)
 
 
 OP_BWD = register(
     "roi_head_pool_bwd",
-    f"Tensor grad, Tensor arg, Tensor rois, Tensor? features, SymInt[] shape, {SETTINGS}",
+    "Tensor grad, Tensor arg, Tensor rois, Tensor? features, SymInt[] shape",
+    RoIPoolSpec,
     reference=roi_head_pool_bwd_reference,
-    fake=_fake_bwd,
-    providers={
-        "cpu": Provider(cpu.run_bwd, cpu.refuses_bwd),
-        "triton": lazy(__package__, "triton", "_bwd"),
-        "cuda": lazy(__package__, "cuda", "_bwd"),
-    },
+    fake=lambda grad, arg, rois, features, shape, spec: empty_channels_last(grad, shape),
+    providers={name: lazy(__package__, name, "_bwd") for name in ("cpu", "triton", "cuda")},
+    cost=_cost_bwd,
 )
 
 OP = register(
     "roi_head_pool",
-    f"Tensor slow, Tensor? fast, Tensor rois, {SETTINGS}",
+    "Tensor slow, Tensor? fast, Tensor rois",
+    RoIPoolSpec,
     "(Tensor, Tensor)",
     reference=roi_head_pool_reference,
     fake=_fake,
-    providers={
-        "cpu": Provider(cpu.run, cpu.refuses),
-        "triton": lazy(__package__, "triton"),
-        "cuda": lazy(__package__, "cuda"),
-    },
+    providers={name: lazy(__package__, name) for name in ("cpu", "triton", "cuda")},
     autocast=("slow", "fast"),
     gradient=Gradient(_save, _backward),
 )

@@ -12,13 +12,17 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from ... import autotune, backends
 from ..._triton import roi, tiles
 from ..._triton.launch import cdiv, launch, next_power_of_2
-from ..._triton.roi import DTYPES, bin_sums, taps_of
+from ..._triton.roi import bin_sums, taps_of
 from ..._triton.tiles import narrowed, widened
+from .._dtypes import FLOATS, refused
 from .._memory import empty_channels_last, pixel_rows
+from ..roi_align3d.boxes import boxes_float32
+from .spec import RoIPoolSpec
 
 TUNER = autotune.Tuner("roi_head_pool", __file__, roi.__file__, tiles.__file__)
 LOWEST = tl.constexpr(-(2**31))
@@ -228,35 +232,23 @@ def roi_head_bwd_kernel(
             tl.store(to + t * step * channels, value, mask=mask)
 
 
-def refuses(slow: torch.Tensor, fast: torch.Tensor | None, *rest: object) -> str | None:
-    """Why the Triton kernels cannot run this call, or None."""
-    if slow.dtype not in DTYPES:
-        return f"slow is {slow.dtype}, the Triton kernels take float32, bfloat16 and float16"
-    if fast is not None and fast.dtype != slow.dtype:
-        return f"fast is {fast.dtype} but slow is {slow.dtype}"
-    return None
+def cannot(spec: RoIPoolSpec, dtype: torch.dtype) -> str | None:
+    """Why the Triton kernels cannot take maps of this type, or None; of both ops."""
+    return refused(dtype, FLOATS, "Triton")
 
 
-def refuses_bwd(grad: torch.Tensor, *rest: object) -> str | None:
-    """Why the Triton kernel cannot compute this gradient, or None."""
-    return refuses(grad, None)
+def _taps(rois: torch.Tensor, clips: int, height: int, width: int, spec: RoIPoolSpec) -> roi.Taps:
+    boxes, bins = boxes_float32(rois, clips), (0, *spec.output_size)
+    how = (spec.spatial_scale, 1.0, spec.sampling_ratio, spec.aligned)
+    return taps_of(boxes, clips, (1, height, width), bins, *how)
 
 
-def run(
-    slow: torch.Tensor,
-    fast: torch.Tensor | None,
-    rois: torch.Tensor,
-    output_size: list[int],
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-    temporal: str,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def run(slow: Tensor, fast: Tensor | None, rois: Tensor, spec: RoIPoolSpec) -> tuple[Tensor, Tensor]:
     """See the public function. On a stream that is being captured, a wrong batch index gives NaN and bin -1."""
     n, slow_channels, slow_frames, h, w = slow.shape
     fast_channels, fast_frames = (0, 1) if fast is None else fast.shape[1:3]
-    channels, (bh, bw), count = slow_channels + fast_channels, output_size, rois.shape[0]
-    taps = taps_of(rois, n, (1, h, w), (0, bh, bw), spatial_scale, 1.0, sampling_ratio, aligned)
+    channels, (bh, bw), count = slow_channels + fast_channels, spec.output_size, rois.shape[0]
+    taps = _taps(rois, n, h, w, spec)
     out = slow.new_empty((count, channels))
     arg = slow.new_empty((count, channels), dtype=torch.int32)
     if out.numel() == 0:
@@ -275,7 +267,7 @@ def run(
             slow, fast, maps, taps.ranges, taps.bounds, count, h * w, w, slow_frames, fast_frames, slow_pitch,
             fast_pitch, slow_channels, fast_channels, slow_blocks, channel_blocks, cell_blocks, 1.0 / slow_frames,
             1.0 / fast_frames,
-            warps=tile.warps, MAX=temporal == "max", CELLS=tile.cells, CHANNELS=tile.cell_channels,
+            warps=tile.warps, MAX=spec.temporal == "max", CELLS=tile.cells, CHANNELS=tile.cell_channels,
         )  # fmt: skip
         channel_blocks = cdiv(channels, tile.bin_channels)
         launch(
@@ -286,7 +278,7 @@ def run(
             warps=tile.warps, BINS=tile.bins, CHANNELS=tile.bin_channels,
         )  # fmt: skip
 
-    key = ("forward", temporal, slow.dtype, tuple(slow.shape), fast_channels, fast_frames, count, bh, bw)
+    key = ("forward", spec.temporal, slow.dtype, tuple(slow.shape), fast_channels, fast_frames, count, bh, bw)
     start(
         TUNER.pick(
             key,
@@ -300,28 +292,19 @@ def run(
 
 
 def run_bwd(
-    grad: torch.Tensor,
-    arg: torch.Tensor,
-    rois: torch.Tensor,
-    features: torch.Tensor | None,
-    shape: list[int],
-    output_size: list[int],
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-    temporal: str,
-) -> torch.Tensor:
+    grad: Tensor, arg: Tensor, rois: Tensor, features: Tensor | None, shape: list[int], spec: RoIPoolSpec
+) -> Tensor:
     """Gradient of one pathway; the same bits every time."""
     n, channels, frames, h, w = shape
-    (bh, bw), count = output_size, rois.shape[0]
-    taps = taps_of(rois, n, (1, h, w), (0, bh, bw), spatial_scale, 1.0, sampling_ratio, aligned)
+    (bh, bw), count = spec.output_size, rois.shape[0]
+    taps = _taps(rois, n, h, w, spec)
     dx = empty_channels_last(grad, shape)
     if dx.numel() == 0:
         return dx
     # a pathway's columns of the results of both are taken as they lie
     grad = grad if grad.stride(1) == 1 else grad.contiguous()
     arg = arg if arg.stride(1) == 1 else arg.contiguous()
-    maximum = temporal == "max"
+    maximum = spec.temporal == "max"
     x, pitch = pixel_rows(features) if maximum and features is not None else (dx, channels)
 
     def start(tile: Tiles) -> None:
@@ -336,7 +319,7 @@ def run_bwd(
 
     start(
         TUNER.pick(
-            ("backward", temporal, dx.dtype, tuple(shape), count, bh, bw),
+            ("backward", spec.temporal, dx.dtype, tuple(shape), count, bh, bw),
             dx.device,
             lambda: tiles_of(h * w, 1, channels),
             lambda: candidates(h * w, 1, channels),

@@ -1,3 +1,4 @@
 from .api import stem3d
+from .spec import StemSpec
 
-__all__ = ["stem3d"]
+__all__ = ["StemSpec", "stem3d"]

@@ -8,21 +8,24 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from ... import autotune
-from .._memory import empty_channels_last
-from .._registration import define_native
-from .cpu import output_shape
+from .._dtypes import HALVES, refused
+from .._prepared import Prepared
+from .._registration import define_native, float32
+from .._spec import ConvAffine, Pool
+from ..conv_bn_act3d.spec import beyond_kernels
+from .spec import StemSpec
 
 define_native(
     "_stem_run_cuda(Tensor x, Tensor weights, Tensor? shift, int kernel_t, bool relu, int segment,"
     " Tensor(a!) out) -> ()"
 )
 
-DTYPES = (torch.bfloat16, torch.float16)
 TUNER = autotune.Tuner("stem3d", cuda=("stem",))
 
 #: Most output channels by temporal extent of the kernel.
@@ -47,18 +50,14 @@ class Packed:
     kernel_t: int
 
 
-def pack(
-    weight: torch.Tensor, scale: torch.Tensor | None, shift: torch.Tensor | None, *, dtype: torch.dtype
-) -> Packed:
+def pack(conv: ConvAffine, dtype: torch.dtype) -> Packed:
     """Arguments of the stem for `run_packed`; ``dtype`` is the compute type.
 
     Under one row of the kernel: one value before the window, its 7 x 3, two behind it; 24 products in three
     registers of a lane, for every temporal tap and tile of eight channels.
     """
-    cout, cin, kernel_t, kh, kw = weight.shape
-    w = weight.detach().float()
-    if scale is not None:
-        w = w * scale.detach().float().view(-1, 1, 1, 1, 1)
+    w = conv.folded()
+    cout, cin, kernel_t, kh, kw = w.shape
     tiles = 1 if cout <= 8 else 8
     rows = w.permute(3, 2, 0, 4, 1).reshape(kh, kernel_t, cout, kw * cin)
     rows = F.pad(rows, (1, 2, 0, 8 * tiles - cout))
@@ -73,7 +72,7 @@ def pack(
     fours = registers.view(kh, 32, -1, 8).transpose(1, 2)
     return Packed(
         fours.to(dtype).contiguous().flatten(),
-        None if shift is None else shift.detach().float().contiguous(),
+        float32(conv.shift),
         cout,
         kernel_t,
     )
@@ -151,39 +150,40 @@ def _chosen(x: torch.Tensor, packed: Packed, out: torch.Tensor, relu: bool) -> S
     )
 
 
-def refuses(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor | None,
-    shift: torch.Tensor | None,
-    stride: Sequence[int],
-    relu: bool,
-    pool: bool,
-) -> str | None:
-    """Why the CUDA kernel cannot run this call, or None."""
-    if x.dtype not in DTYPES:
-        return f"x is {x.dtype}: the tensor-core kernel takes bfloat16 and float16"
-    if weight.dtype != x.dtype:
-        return f"weight is {weight.dtype} but x is {x.dtype}"
-    cout, cin, *kernel = weight.shape
+class CudaStem(Prepared):
+    """A stem with its pool."""
+
+    provider = "cuda"
+
+    def __init__(self, spec: StemSpec, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(spec, dtype, device)
+        self.packed = pack(spec.conv, dtype)
+
+    @property
+    def weights(self) -> Sequence[torch.Tensor]:
+        return [w for w in (self.packed.weights, self.packed.shift) if w is not None]
+
+    def taken(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def into(self, out: torch.Tensor, *args: Any) -> torch.Tensor:
+        return run_packed(args[0], self.packed, out, relu=self.spec.relu)
+
+
+def cannot(spec: StemSpec, dtype: torch.dtype) -> str | None:
+    """Why the CUDA kernel cannot run this stem, or None."""
+    if reason := refused(dtype, HALVES, "tensor-core") or beyond_kernels(spec.full, "CUDA"):
+        return reason
+    cout, cin, *kernel = spec.conv.weight.shape
     if cin != 3 or kernel[0] not in CHANNELS or kernel[1:] != [7, 7]:
         return f"the kernel {tuple(kernel)} of {cin} channels is not 1x7x7 or 5x7x7 of 3"
     if cout % 8 or cout > CHANNELS[kernel[0]]:
         most = CHANNELS[kernel[0]]
         return f"{cout} output channels of {kernel[0]} x 7 x 7 are not a multiple of 8 and at most {most}"
-    if list(stride) != [1, 2, 2] or not pool:
-        return f"stride {tuple(stride)} and pool={pool}: the kernel has stride (1, 2, 2) and pools"
+    if spec.stride != (1, 2, 2) or spec.pool != Pool():
+        return f"the stride is {spec.stride} and the pool {spec.pool}: the kernel has stride (1, 2, 2) and its own pool"
     return None
 
 
-def run(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor | None,
-    shift: torch.Tensor | None,
-    stride: list[int],
-    relu: bool,
-    pool: bool,
-) -> torch.Tensor:
-    out = empty_channels_last(x, output_shape(x.shape, weight.shape, stride, pool))
-    return run_packed(x, pack(weight, scale, shift, dtype=x.dtype), out, relu=relu)
+def prepare(spec: StemSpec, dtype: torch.dtype, device: torch.device, once: bool = False) -> Prepared:
+    return CudaStem(spec, dtype, device)

@@ -6,17 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from ..conv_bn_act3d.reference import conv_bn_act3d_reference
+from .spec import StemSpec
 
 
-def stem3d_reference(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor | None,
-    shift: torch.Tensor | None,
-    stride: list[int],
-    relu: bool,
-    pool: bool,
-) -> torch.Tensor:
-    padding = [k // 2 for k in weight.shape[2:]]
-    y = conv_bn_act3d_reference(x, weight, scale, shift, None, stride, padding, [1, 1, 1], relu)
-    return F.max_pool3d(y, (1, 3, 3), (1, 2, 2), (0, 1, 1)) if pool else y
+def stem3d_reference(x: torch.Tensor, spec: StemSpec) -> torch.Tensor:
+    y = conv_bn_act3d_reference(x, None, spec.full)
+    return y if spec.pool is None else F.max_pool3d(y, *spec.pool)

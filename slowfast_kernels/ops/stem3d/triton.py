@@ -7,7 +7,9 @@ reductions (Slow, 1x7x7), whose time goes into the full-size map; long ones (Fas
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -17,8 +19,11 @@ from ... import autotune, backends
 from ..._triton import tiles
 from ..._triton.launch import cdiv, launch, next_power_of_2
 from .._memory import empty_channels_last, pixel_pitch
+from .._prepared import Prepared
+from .._registration import float32
+from .._spec import Shape
 from ..conv_bn_act3d import triton as conv
-from .cpu import output_shape
+from .spec import StemSpec, beyond_pool
 
 TUNER = autotune.Tuner("stem3d", __file__, *conv.TUNER.files)
 
@@ -200,7 +205,7 @@ def run_packed(
     scratch = middle
 
     def start(config: Tiles) -> None:
-        full = output_shape(x.shape, (cout,), stride, False)
+        full = conv.output_shape(x.shape, (cout, 0, *kernel), stride, padding, (1, 1, 1))
         if config.fused:
             _run_fused(x, packed, shift, out, stride, relu, full, config)
             return
@@ -248,24 +253,41 @@ def _run_fused(
     )  # fmt: skip
 
 
-def refuses(x: torch.Tensor, weight: torch.Tensor, *rest: object) -> str | None:
-    """Why the Triton kernels cannot run this call, or None."""
-    if any(k % 2 == 0 for k in weight.shape[2:]):
-        return f"the kernel {tuple(weight.shape[2:])} has an even extent"
-    return conv.refuses(x, weight)
+class TritonStem(Prepared):
+    """A stem, its pool in the same kernel or in one of its own."""
+
+    provider = "triton"
+
+    def __init__(self, spec: StemSpec, dtype: torch.dtype, device: torch.device, fold: bool = True) -> None:
+        super().__init__(spec, dtype, device)
+        self.packed = conv.pack(spec.conv.weight, spec.conv.scale, dtype=dtype, fold=fold)
+        self.shift = float32(spec.conv.shift)
+
+    @property
+    def weights(self) -> Sequence[torch.Tensor]:
+        return [w for w in (self.packed.weight, self.packed.scale, self.shift) if w is not None]
+
+    def taken(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def into(self, out: torch.Tensor, *args: Any) -> torch.Tensor:
+        s: StemSpec = self.spec
+        return run_packed(
+            args[0], self.packed, self.shift, out, stride=s.stride, relu=s.relu, pool=s.pool is not None
+        )
 
 
-def run(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor | None,
-    shift: torch.Tensor | None,
-    stride: list[int],
-    relu: bool,
-    pool: bool,
-) -> torch.Tensor:
-    out = empty_channels_last(x, output_shape(x.shape, weight.shape, stride, pool))
-    packed = conv.pack(weight, scale, dtype=x.dtype, fold=False)
-    return run_packed(
-        x, packed, conv.float32(shift), out, stride=(stride[0], stride[1], stride[2]), relu=relu, pool=pool
-    )
+def cannot(spec: StemSpec, dtype: torch.dtype) -> str | None:
+    """Why the Triton kernels cannot run this stem, or None."""
+    if any(k % 2 == 0 for k in spec.conv.kernel):
+        return f"the kernel {spec.conv.kernel} has an even extent"
+    return beyond_pool(spec, "Triton") or conv.cannot(spec.full, dtype)
+
+
+def refuses_shapes(spec: StemSpec, x: Shape) -> str | None:
+    """Why the Triton kernels cannot run on a clip of this shape, or None."""
+    return conv.too_many(x, spec.full.out_shape(x))
+
+
+def prepare(spec: StemSpec, dtype: torch.dtype, device: torch.device, once: bool = False) -> Prepared:
+    return TritonStem(spec, dtype, device, fold=not once)
