@@ -1,16 +1,8 @@
 """SlowFast, Slow-only, Fast-only, I3D and C2D networks: presets, builders, cost."""
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from slowfast_kernels.models.checkpoint import (
-    CheckpointError,
-    CheckpointInfo,
-    MismatchError,
-    UndecidedError,
-    convert,
-    load_checkpoint,
-    save_checkpoint,
-)
 from slowfast_kernels.models.config import (
     HeadConfig,
     InputSpec,
@@ -21,11 +13,22 @@ from slowfast_kernels.models.config import (
     fast_width,
 )
 from slowfast_kernels.models.families import family_of
-from slowfast_kernels.models.interop import UnrecognisedModule, from_module
 from slowfast_kernels.models.macs import macs
 from slowfast_kernels.models.overrides import override
 from slowfast_kernels.models.presets import PRESETS, preset
 from slowfast_kernels.models.slowfast import SlowFast
+
+if TYPE_CHECKING:
+    from slowfast_kernels.models.checkpoint import (
+        CheckpointError,
+        CheckpointInfo,
+        MismatchError,
+        UndecidedError,
+        convert,
+        load_checkpoint,
+        save_checkpoint,
+    )
+    from slowfast_kernels.models.interop import UnrecognisedModule, from_module
 
 __all__ = [
     "CheckpointError",
@@ -51,6 +54,31 @@ __all__ = [
     "names",
     "save_checkpoint",
 ]
+
+
+#: Where names come from that are imported when they are asked for: the readers and writers of files and of other
+#: libraries' modules.
+_LATER = {
+    "CheckpointError": "checkpoint",
+    "CheckpointInfo": "checkpoint",
+    "MismatchError": "checkpoint",
+    "UndecidedError": "checkpoint",
+    "UnrecognisedModule": "interop",
+    "convert": "checkpoint",
+    "from_module": "interop",
+    "load_checkpoint": "checkpoint",
+    "save_checkpoint": "checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER.values():
+        return importlib.import_module(f"{__name__}.{name}")
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+    globals()[name] = value
+    return value
 
 
 def names() -> list[str]:

@@ -12,12 +12,15 @@
 Feichtenhofer, Fan, Malik, He: "SlowFast Networks for Video Recognition", ICCV 2019, arXiv:1812.03982.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from slowfast_kernels.graph.checks import check
 from slowfast_kernels.models.config import STAGES, ModelConfig, PathwayConfig
 from slowfast_kernels.nn import BasicBlock, Bottleneck, Head, Lateral, RoIHead, Stage, Stem
 from slowfast_kernels.ops._checks import type_name
@@ -58,23 +61,44 @@ class SlowFast(nn.Module):
     def forward(self, clips: Clips, rois: Tensor | None = None) -> Tensor | list[Tensor]:
         """Class scores (activated in eval mode, logits in training mode), or what else `config.head.output` says;
         see the class for the arguments."""
-        check_rois(self.config, rois)
+        check_inputs(self.config, clips, rois)
         maps = self.forward_features(clips)
         output = self.config.head.output
         if output == "maps":
             return maps
-        head: Callable[..., Tensor] = self.head if output == "scores" else self.head.features
-        return head(maps) if rois is None else head(maps, rois)
+        return self.head(maps, *(() if rois is None else (rois,)), output=output)
 
     def forward_features(self, clips: Clips) -> list[Tensor]:
         """Features of res5, [N, C, T, H/32, W/32] for each pathway (H/16 with res5_stride=1)."""
-        x = check_clips(self.config, clips)
-        x = self._fuse(0, {name: self.stem[name](clip) for name, clip in x.items()})
-        x = self._fuse(1, {name: self.res2[name](y) for name, y in x.items()})
+        check_clips(self.config, clips)
+        each = clips if isinstance(clips, list | tuple) else [clips]
+        x = {name: self.stem[name](clip) for name, clip in zip(self.config.pathways, each, strict=True)}
+        x = self._fuse(0, x)
+        x = self._fuse(1, self._each(self.res2, x))
         x = {name: self._pool_frames(name, y) for name, y in x.items()}
-        x = self._fuse(2, {name: self.res3[name](y) for name, y in x.items()})
-        x = self._fuse(3, {name: self.res4[name](y) for name, y in x.items()})
-        return [self.res5[name](y) for name, y in x.items()]
+        x = self._fuse(2, self._each(self.res3, x))
+        x = self._fuse(3, self._each(self.res4, x))
+        x = self._each(self.res5, x)
+        return [x[name] for name in self.config.pathways]
+
+    def _each(self, stage: nn.ModuleDict, x: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A stage of every pathway, the Fast one first: its input is the smaller one to keep in memory meanwhile."""
+        return {name: stage[name](x[name]) for name in reversed(self.config.pathways)}
+
+    def example_inputs(self) -> tuple[Any, ...]:
+        """Arguments of a call, without memory: what `freeze` traces it with."""
+        clips = [
+            torch.empty(1, self.config.pathway(p).in_channels, 1, 1, 1, device="meta")
+            for p in self.config.pathways
+        ]
+        boxes = (torch.empty(0, 5, device="meta"),) if self.config.head.takes_rois else ()
+        return clips if len(clips) > 1 else clips[0], *boxes
+
+    @property
+    def arguments(self) -> Callable[..., tuple[Any, ...]]:
+        """What makes those of `example_inputs` of a call's arguments: raises TypeError and ValueError as `forward`
+        does."""
+        return functools.partial(_arguments, self.config)
 
     def _fuse(self, index: int, x: dict[str, Tensor]) -> dict[str, Tensor]:
         if not self.lateral:
@@ -84,6 +108,19 @@ class SlowFast(nn.Module):
     def _pool_frames(self, name: str, x: Tensor) -> Tensor:
         window = self.config.pathway(name).pool_after_res2
         return x if window == 1 else F.max_pool3d(x, (window, 1, 1))
+
+
+def _arguments(config: ModelConfig, clips: Clips, rois: Tensor | None = None) -> tuple[Any, ...]:
+    check_inputs(config, clips, rois)
+    alone = isinstance(clips, list | tuple) and len(clips) == 1
+    return clips[0] if alone else clips, rois
+
+
+@check
+def check_inputs(config: ModelConfig, clips: Clips, rois: Tensor | None = None) -> None:
+    """Raises TypeError or ValueError for arguments that no model of this configuration takes."""
+    check_rois(config, rois)
+    check_clips(config, clips)
 
 
 def check_rois(config: ModelConfig, rois: Tensor | None) -> None:
@@ -97,6 +134,7 @@ def check_rois(config: ModelConfig, rois: Tensor | None) -> None:
         )
 
 
+@check
 def check_clips(config: ModelConfig, clips: Clips) -> dict[str, Tensor]:
     """The clips by pathway. The caller's list is only read.
 
@@ -149,7 +187,8 @@ def _widths(path: PathwayConfig) -> list[int]:
 
 
 def _laterals(config: ModelConfig) -> list[Lateral]:
-    widths, settings = _widths(config.pathway("fast"))[:4], vars(config.lateral)
+    widths, settings = _widths(config.pathway("fast"))[:4], dict(vars(config.lateral))
+    settings["activation"] = "relu" if settings.pop("relu") else "none"
     return [Lateral(channels, config.input.alpha, **settings) for channels in widths]
 
 

@@ -209,7 +209,7 @@ class Tuner:
             if on_gpu and torch.cuda.is_current_stream_capturing():  # nothing was measured: a later call may
                 return config
             self.found[place] = config
-        return self.found[place]  # type: ignore[no-any-return]
+        return self.found[place]
 
     def _source(self) -> str:
         return source_hash(*self.files) + (_extension.cuda_source(*self.cuda) if self.cuda else "")

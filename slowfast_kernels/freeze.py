@@ -8,28 +8,29 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
 
 from . import backends, known_issues
 from .inference import Folded, Inference, undisturbed
+from .models.config import ModelConfig
 from .models.overrides import override
-from .models.slowfast import SlowFast
-from .ops.conv_bn_act3d.cpu import DTYPES
-from .plans.cpu import CpuNetwork
-from .plans.graph import StreamedInstance
-from .plans.network import Network
-from .plans.plan import Instance, Plan, Result
+from .nn.block import Block
+from .ops._dtypes import FLOAT32_BF16
 from .precision import fp32_mode
+
+if TYPE_CHECKING:  # what only a frozen model needs is imported with the first one
+    from .plans.lower import Target
+    from .plans.plan import Instance, Plan
 
 #: Input shapes whose plans a frozen model keeps; the least recently used one is dropped beyond that.
 KEPT_PLANS = 4
 
 
 class Frozen(Inference):
-    """Inference form of a model on packed kernels, made by `freeze`; called as the model was.
+    """Inference form of a module on packed kernels, made by `freeze`; called as the module was.
 
     Weights are packed and batch norms folded once; memory is planned once per set of input shapes and reused by
     every call. Several threads may call it at the same time: each call in flight has buffers of its own, which
@@ -47,11 +48,13 @@ class Frozen(Inference):
     alive, and calls it with no more than four sets of shapes: memory of the least recently used ones is given back.
     """
 
-    def __init__(self, model: SlowFast, network: Network, *, capture: bool = True) -> None:
-        asked = backends.current()
-        super().__init__(model.config, "cpu" if isinstance(network, CpuNetwork) else asked)
-        self.dtype, self.device = network.dtype, network.device
-        self._network, self._capture = network, capture
+    def __init__(self, module: nn.Module, target: Target, *, capture: bool = True) -> None:
+        super().__init__(module, "cpu" if target.provider == "cpu" else backends.current())
+        self.dtype, self.device = target.dtype, target.device
+        self._capture = capture
+        from .plans.network import Network
+
+        self._network = Network(module, target)
         self._start()
 
     def _start(self) -> None:
@@ -70,12 +73,11 @@ class Frozen(Inference):
         packed_by = state.pop("_packed_by")
         super().__setstate__(state)
         self._start()
-        on_cpu = isinstance(self._network, CpuNetwork)
-        reason = backends.unavailable("cpu" if on_cpu else "triton")
+        reason = backends.unavailable(self._network.target.provider)
         if packed_by != __version__:
             reason = f"it was packed by version {packed_by} of slowfast-kernels, this is {__version__}"
-        elif (at := self._network.head.head.proj.weight.device) != self.device:
-            reason = f"its weights came to {at}"
+        elif moved := self._network.elsewhere():
+            reason = f"its weights came to {moved}"
         if reason:
             raise RuntimeError(
                 f"a model frozen for {self.device} in {self.dtype} cannot be used here: {reason}; keep the model "
@@ -89,7 +91,7 @@ class Frozen(Inference):
                 f"frozen for {self.device} in {self.dtype}, asked for {moved.device} and {moved.dtype}: convert the "
                 "model that it was made from, and freeze(model, dtype=...) again"
             )
-        return super()._apply(fn, recurse)  # type: ignore[no-any-return]
+        return super()._apply(fn, recurse)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         warnings.warn(
@@ -99,24 +101,26 @@ class Frozen(Inference):
         )
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
-    def profile(self, clips: Any, rois: torch.Tensor | None = None, *, runs: int = 5) -> list[dict[str, Any]]:
-        """Time of every kernel call, the median over `runs` runs.
+    def profile(self, *args: Any, runs: int = 5, **kwargs: Any) -> list[dict[str, Any]]:
+        """Time of every call of a kernel, the median over `runs` runs of a call with these arguments.
 
-        Returns one dict per call: stage ("res2.slow"), op, seconds, flops, bytes (least traffic of the call).
+        Returns one dict per call: stage ("res2.slow"), op ("opaque" for what runs outside of our kernels and of the
+        glue between them), provider, seconds, flops, bytes (least traffic of the call).
         """
         samples: list[list[float]] = []
         with undisturbed(self.device):
-            inputs = self._inputs(clips, rois)
+            given = self._inputs(args, kwargs)
             for _ in range(runs + 1):
                 times: list[float] = []
-                _, plan = self._run([*inputs, rois], times)
+                _, plan = self._run(given, times)
                 samples.append(times)
         return [
             {
                 "stage": step.stage,
                 "op": step.op,
+                "provider": step.provider,
                 "seconds": statistics.median(column),
-                "flops": step.flops,
+                "flops": step.work,
                 "bytes": step.bytes,
             }
             for step, column in zip(plan.steps, zip(*samples[1:], strict=True), strict=True)
@@ -127,22 +131,21 @@ class Frozen(Inference):
         with self._lock:
             return sum(len(idle) * plan.arena_bytes for plan, idle in self._plans.values())
 
-    def _inputs(self, clips: Any, rois: torch.Tensor | None) -> list[torch.Tensor]:
-        tensors = super()._inputs(clips, rois)
+    def _answer(self, args: tuple[Any, ...]) -> Any:
+        return self._run(args, None)[0]
+
+    def _run(self, args: tuple[Any, ...], times: list[float] | None) -> tuple[Any, Plan]:
+        graph, inputs = self._network.graph(args)
         if self.device.type == "cpu":
-            tensors = [x if x.dtype in DTYPES else x.float() for x in tensors]
-        return tensors
-
-    def _answer(self, clips: list[torch.Tensor], rois: torch.Tensor | None) -> Result:
-        return self._run([*clips, rois], None)[0]
-
-    def _run(self, inputs: list[torch.Tensor | None], times: list[float] | None) -> tuple[Result, Plan]:
-        shapes = tuple(tuple(x.shape) for x in inputs[: len(self.config.pathways)] if x is not None)
-        key = (shapes, fp32_mode())  # kernels are chosen, and graphs captured, for one way to multiply
+            inputs = [
+                x if x.dtype in FLOAT32_BF16 or not x.is_floating_point() else x.float() for x in inputs
+            ]
+        shapes = tuple(None if i in graph.free else (tuple(x.shape), x.dtype) for i, x in enumerate(inputs))
+        key = (graph, shapes, fp32_mode())  # kernels are chosen, and graphs captured, for one way to multiply
         with torch.inference_mode():
             with self._lock:
                 if key not in self._plans:
-                    self._plans[key] = (self._network.plan(shapes), [])
+                    self._plans[key] = (self._network.plan(graph, inputs), [])
                     if len(self._plans) > KEPT_PLANS:
                         self._plans.popitem(last=False)
                 self._plans.move_to_end(key)
@@ -157,7 +160,11 @@ class Frozen(Inference):
 
     def _instance(self, plan: Plan) -> Instance:
         if self.device.type == "cuda":
+            from .plans.capture import StreamedInstance
+
             return StreamedInstance(plan, self.device, self._capture)
+        from .plans.plan import Instance
+
         return Instance(plan)
 
 
@@ -168,46 +175,55 @@ def freeze(
     output: str | None = None,
     capture: bool = True,
 ) -> Inference:
-    """Inference form of a SlowFast-family model: same call, same answers, no gradients.
+    """Inference form of a network made of `slowfast_kernels.nn`: same call, same answers, no gradients.
 
-    Folds batch norms into the convolutions, packs the weights for the kernels once, plans all buffers once per
-    input shape, and writes laterals straight into the Slow pathway's buffers. It runs where the model lies: on the CPU
+    The module's `forward` is followed once for every way that it is called (a list of clips, with boxes or without);
+    blocks of `slowfast_kernels.nn` become ops with their batch norms folded and their weights packed once, glue between
+    them (cat, add, mul, relu, pools, mean, flatten, indexing, ...) stays PyTorch's, and a concatenation is where its
+    parts are written. What cannot be followed runs as it is, and a UserWarning names it. Memory is planned once per
+    input shape. It runs where the model lies: on the CPU
     on the C++ kernels; on a GPU on Triton, CUDA and cuDNN, whichever is fastest for a layer, captured in a CUDA graph
     per input shape. Where these cannot run (another dtype or device, an installation without them), PyTorch's own
     operators do, and a UserWarning says so, once for each reason. A `use_backend` in force is obeyed, and stays in
     force for every call of what is returned.
 
     Args:
-        model: a model of `slowfast_kernels.models` (for other libraries' models see `accelerate`). It is not
-            changed, and later changes of its weights are not seen.
+        model: a model of `slowfast_kernels.models`, or any module with blocks of `slowfast_kernels.nn` in it (for other
+            libraries' models see `accelerate`). It is not changed, and later changes of its weights are not seen.
         dtype: storage dtype of weights and activations: torch.float32 or torch.bfloat16, on a GPU torch.float16 as
             well; None keeps the model's. Sums and the classifier are float32 in any case.
-        output: "scores", "features" or "maps", as `HeadConfig` has it; None keeps the model's.
+        output: "scores", "features" or "maps" of a model of `slowfast_kernels.models`, as `HeadConfig` has it; None
+            keeps the model's.
         capture: on a GPU, capture CUDA graphs. False runs kernel by kernel, for shapes that never come twice.
 
     Returns:
         A module (`Frozen`, or `Folded` on PyTorch's own operators; `kernels` and `reason` tell which) with the model's
-        call signature, returning what the model in eval mode does: scores and features in float32, maps in `dtype`.
+        call signature, returning what the model in eval mode does (a tensor, a tuple, a dictionary): maps in `dtype`,
+        anything else in float32.
 
     Raises:
-        TypeError: the model is not one of `slowfast_kernels.models`, or dtype no torch.dtype.
+        TypeError: the model has no block of `slowfast_kernels.nn`, or dtype is no torch.dtype.
         ValueError: dtype is no floating-point type, or output none of the three.
         RuntimeError: a backend asked for by `use_backend` cannot run it.
     """
-    if not isinstance(model, SlowFast):
+    blocks = isinstance(model, nn.Module) and any(isinstance(m, Block) for m in model.modules())
+    if not blocks or isinstance(model, Inference):
         what = "for a PySlowFast or pytorchvideo model use slowfast_kernels.accelerate"
         if isinstance(model, Inference):
             what = "it is frozen already: freeze the model that it was made from"
         raise TypeError(
-            f"freeze: expected a model of slowfast_kernels.models, got {type(model).__name__}; {what}"
+            f"freeze: expected a module with blocks of slowfast_kernels.nn, got {type(model).__name__}; {what}"
         )
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise TypeError(f"freeze: dtype: expected a torch.dtype such as torch.bfloat16, got {dtype!r}")
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"freeze: dtype: expected a floating-point type such as torch.bfloat16, got {dtype}")
     if output is not None:
+        if not isinstance(getattr(model, "config", None), ModelConfig):
+            raise ValueError(f"freeze: output: expected None for a {type(model).__name__}, got {output!r}")
         model = copy.copy(model)
-        model.config = override(model.config, {"output": output})
+        config: Any = model.config
+        model.config = override(config, {"output": output})  # type: ignore[assignment]
     dtype = dtype or next(model.parameters()).dtype
     device = next(model.parameters()).device
     asked = backends.current()
@@ -223,18 +239,20 @@ def freeze(
         if reason:
             return Folded(model, dtype, reason)
         if on_gpu:
-            from .plans.gpu import GpuNetwork
+            from .plans.gpu import GpuTarget
 
             if device.type == "cuda":
                 known_issues.warn_once()
-            return Frozen(model, GpuNetwork(model, dtype), capture=capture)
-        return Frozen(model, CpuNetwork(model, dtype))
+            return Frozen(model, GpuTarget(device, dtype), capture=capture)
+        from .plans.cpu import CpuTarget
+
+        return Frozen(model, CpuTarget(device, dtype))
 
 
 def _cpu_refuses(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu":
         return f"the model is on {device}"
-    if dtype not in DTYPES:
+    if dtype not in FLOAT32_BF16:
         return f"dtype is {dtype}, the C++ kernels take float32 and bfloat16"
     return backends.unavailable("cpu")
 

@@ -1,9 +1,10 @@
-"""What the two inference forms of a model share: how they are called, and what they say about themselves."""
+"""What the two inference forms of a module share: how they are called, and what they say about themselves."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import statistics
 import sys
 import time
@@ -11,17 +12,16 @@ from typing import Any, Self
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from . import backends
-from .models.config import ModelConfig
-from .models.slowfast import SlowFast, check_clips, check_rois
-from .plans.plan import Result
 
 
 class Inference(nn.Module):
-    """Inference form of a model, made by `freeze`; called as the model was.
+    """Inference form of a module, made by `freeze`; called as the module was, returns what it returns.
 
     kernels: "fused", or "reference" where PyTorch's own operators run. reason: why they do, None with fused kernels.
+    config: of a model of `slowfast_kernels.models`.
 
     Dtype and provider were decided when it was made: autocast and training mode change nothing, and a call inside
     `use_backend` of a provider that is not the one that runs raises RuntimeError. torch.compile leaves it as it is: the
@@ -29,14 +29,16 @@ class Inference(nn.Module):
     """
 
     kernels = "fused"
-    config: ModelConfig
+    config: Any
     dtype: torch.dtype
     device: torch.device
 
-    def __init__(self, config: ModelConfig, runs: str | None, reason: str | None = None) -> None:
+    def __init__(self, module: nn.Module, runs: str | None, reason: str | None = None) -> None:
         """runs: the only provider that computes, None where there are several."""
         super().__init__()
-        self.config, self.reason = config, reason
+        self.config, self.reason = getattr(module, "config", None), reason
+        self.name = getattr(self.config, "name", "") or type(module).__name__
+        self._call = _Call(module)
         self._asked = backends.current()
         self._runs = runs
         self.training = False
@@ -45,34 +47,60 @@ class Inference(nn.Module):
         """Nothing: it is for inference only."""
         return self
 
-    def forward(self, clips: Any, rois: torch.Tensor | None = None) -> Result:
-        """What the model's own forward returns in eval mode, without gradients: scores or features in float32, or maps
-        in the frozen dtype. The caller owns it."""
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module's own forward returns in eval mode, without gradients: maps in the frozen dtype, anything
+        else in float32. The caller owns it."""
         call = _untraced if "torch._dynamo" in sys.modules else _call
-        return call(self, clips, rois)
+        return call(self, args, kwargs)
 
-    def _inputs(self, clips: Any, rois: torch.Tensor | None) -> list[torch.Tensor]:
-        """The clips, checked."""
+    def _inputs(self, args: Any, kwargs: Any) -> tuple[Any, ...]:
+        """The arguments by position, checked."""
         asked = backends.current()
         if asked not in ("auto", self._asked, self._runs):
             raise RuntimeError(
                 f"use_backend({asked!r}): this model was frozen under {self._asked!r}, which decided its kernels; "
                 f"freeze it again where {asked!r} is asked for"
             )
-        check_rois(self.config, rois)
-        tensors = check_clips(self.config, clips)
-        for name, x in tensors.items():
-            if x.device != self.device:
+        given = self._call.bind(args, kwargs)
+        for x in pytree.tree_leaves(given):
+            if isinstance(x, torch.Tensor) and x.device != self.device:
                 raise ValueError(
-                    f"{name} clip: expected a tensor on {self.device} (the model was frozen for it), got {x.device}"
+                    f"{self.name}: expected tensors on {self.device} (the model was frozen for it), got {x.device}"
                 )
-        return list(tensors.values())
+        return given
 
-    def _answer(self, clips: list[torch.Tensor], rois: torch.Tensor | None) -> Result:
+    def _answer(self, args: tuple[Any, ...]) -> Any:
         raise NotImplementedError
 
     def extra_repr(self) -> str:
-        return f"{self.config.name!r}, dtype={self.dtype}, device={self.device}, kernels={self.kernels!r}"
+        return f"{self.name!r}, dtype={self.dtype}, device={self.device}, kernels={self.kernels!r}"
+
+
+class _Call:
+    """How a module is called: its parameters' names and defaults, and what brings the arguments into one form."""
+
+    def __init__(self, module: nn.Module) -> None:
+        parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
+        self.signature = inspect.Signature([p.replace(annotation=p.empty) for p in parameters])
+        self.name = type(module).__name__
+        self.arguments = getattr(module, "arguments", None)
+
+    def bind(self, args: Any, kwargs: Any) -> tuple[Any, ...]:
+        """The arguments by position. Raises TypeError as a call would."""
+        try:
+            bound = self.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self.name}: {error}") from None
+        bound.apply_defaults()
+        if bound.kwargs:
+            raise TypeError(
+                f"{self.name}: expected arguments by position, got {', '.join(bound.kwargs)} by name alone"
+            )
+        given = list(bound.args if self.arguments is None else self.arguments(*bound.args))
+        defaults = [p.default for p in self.signature.parameters.values()]
+        while given and given[-1] is defaults[min(len(given), len(defaults)) - 1]:
+            given.pop()
+        return tuple(given)
 
 
 @contextlib.contextmanager
@@ -84,52 +112,59 @@ def undisturbed(device: torch.device) -> Any:
         yield
 
 
-def _call(module: Inference, clips: Any, rois: torch.Tensor | None) -> Result:
+def _call(module: Inference, args: Any, kwargs: Any) -> Any:
     if torch.jit.is_tracing():
         raise RuntimeError("torch.jit.trace: expected a model, got a frozen one, which torch.export takes")
     with undisturbed(module.device):
-        return module._answer(module._inputs(clips, rois), rois)
+        return module._answer(module._inputs(args, kwargs))
 
 
-def _untraced(module: Inference, clips: Any, rois: torch.Tensor | None) -> Result:
+def _untraced(module: Inference, args: Any, kwargs: Any) -> Any:
     """`_call` outside of what torch.compile traces. It makes itself when Dynamo is there and calls come: to import
     that takes seconds."""
     globals()["_untraced"] = torch.compiler.disable(_call, reason="a frozen model is compiled already")
-    return _untraced(module, clips, rois)
+    return _untraced(module, args, kwargs)
 
 
 class Folded(Inference):
-    """Inference form of a model on PyTorch's own operators, for devices and dtypes without packed kernels."""
+    """Inference form of a module on PyTorch's own operators, for devices and dtypes without packed kernels."""
 
     kernels = "reference"
 
-    def __init__(self, model: SlowFast, dtype: torch.dtype, reason: str) -> None:
-        super().__init__(model.config, "reference", reason)
+    def __init__(self, model: nn.Module, dtype: torch.dtype, reason: str) -> None:
+        super().__init__(model, "reference", reason)
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         for module in self.model.modules():
             if isinstance(module, nn.Conv3d | nn.Linear):
                 module.to(dtype)  # batch norms keep their digits until they are folded
 
     @property
+    def _weight(self) -> torch.Tensor:
+        return next(m.weight for m in self.model.modules() if isinstance(m, nn.Conv3d | nn.Linear))
+
+    @property
     def dtype(self) -> torch.dtype:  # type: ignore[override]
-        return self.model.head.proj.weight.dtype
+        return self._weight.dtype
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
-        return self.model.head.proj.weight.device
+        return self._weight.device
 
-    def _answer(self, clips: list[torch.Tensor], rois: torch.Tensor | None) -> Result:
-        tensors = [x.to(self.dtype) for x in clips]
+    def _answer(self, args: tuple[Any, ...]) -> Any:
         with backends.use_backend("reference"):
-            out = self.model(tensors if len(tensors) > 1 else tensors[0], rois)
-        return out if isinstance(out, list) else out.float()
+            out = self.model(*pytree.tree_map_only(torch.Tensor, self._cast, args))
+        return pytree.tree_map_only(torch.Tensor, lambda x: x if x.dim() == 5 else x.float(), out)
 
-    def profile(self, clips: Any, rois: torch.Tensor | None = None, *, runs: int = 5) -> list[dict[str, Any]]:
+    def _cast(self, x: torch.Tensor) -> torch.Tensor:
+        return x.to(self.dtype) if x.dim() == 5 and x.is_floating_point() else x
+
+    def profile(self, *args: Any, runs: int = 5, **kwargs: Any) -> list[dict[str, Any]]:
         """Time of the whole call as one entry: there are no separate kernel calls to time."""
         samples = []
         for _ in range(runs + 1):
             start = time.perf_counter()
-            self(clips, rois)
+            self(*args, **kwargs)
             samples.append(time.perf_counter() - start)
         seconds = statistics.median(samples[1:])
-        return [{"stage": "model", "op": "model", "seconds": seconds, "flops": 0, "bytes": 0}]
+        row = {"stage": "model", "op": "model", "provider": "reference", "seconds": seconds}
+        return [{**row, "flops": 0, "bytes": 0}]

@@ -1,4 +1,4 @@
-"""Assertions for tests of the ops: errors against float64, tolerances, poisoned memory, providers by name.
+"""For tests of the ops: errors against float64, tolerances, poisoned memory, providers by name, random weights.
 
 Usable by other projects' tests as well; needs nothing but torch.
 """
@@ -10,14 +10,16 @@ import ctypes
 import math
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils._device import _device_constructors
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import backends
+
+Module = TypeVar("Module", bound=nn.Module)
 
 #: Providers as tests name them: the C++ kernels once per instruction set.
 PROVIDERS = ("reference", "cpu:avx2", "cpu:avx512", "cpu:avx512_bf16", "triton", "cuda")
@@ -97,6 +99,42 @@ def with_gradients(tree: Any) -> tuple[Any, list[torch.Tensor]]:
         return leaf
 
     return pytree.tree_map_only(torch.Tensor, mark, tree), leaves
+
+
+# --- models ------------------------------------------------------------------------------------------------
+
+
+def randomise(model: Module, seed: int = 0) -> Module:
+    """Random weights whose answers are worth comparing, in place; the model.
+
+    A fresh network ends its residual branches with zeros and folds batch norms that are the identity: a comparison of
+    its outputs would miss what happens inside. Convolutions keep the size of what passes them and a ReLU, batch norms
+    have statistics and scales that are neither zero nor one, linear layers tell classes apart.
+    """
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(x: torch.Tensor | None, std: float) -> None:
+        if x is not None:
+            x.copy_(torch.randn(x.shape, generator=g) * std)
+
+    def uniform(x: torch.Tensor, low: float, high: float) -> None:
+        x.copy_(torch.rand(x.shape, generator=g) * (high - low) + low)
+
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.affine:
+                uniform(layer.weight, 0.5, 1.0)
+                normal(layer.bias, 0.1)
+                if layer.running_mean is not None and layer.running_var is not None:
+                    normal(layer.running_mean, 0.1)
+                    uniform(layer.running_var, 0.5, 1.5)
+            elif isinstance(layer, nn.modules.conv._ConvNd):
+                normal(layer.weight, math.sqrt(2 / layer.weight[0].numel()))
+                normal(layer.bias, 0.1)
+            elif isinstance(layer, nn.Linear):
+                normal(layer.weight, 4 / math.sqrt(layer.in_features))
+                normal(layer.bias, 0.1)
+    return model
 
 
 # --- errors ------------------------------------------------------------------------------------------------
@@ -325,22 +363,3 @@ def poisoned_memory() -> Iterator[None]:
             setattr(owner, name, original)
         if mallopt:
             mallopt(_M_PERTURB, 0)
-
-
-# --- calls -------------------------------------------------------------------------------------------------
-
-
-class RecordCalls(TorchDispatchMode):
-    """Calls of the library's registered ops inside the block: ``calls`` is a list of (name, args)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[str, tuple[Any, ...]]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func.namespace == "slowfast":
-            schema = func._schema.arguments
-            given = [*args, *(kwargs[a.name] for a in schema[len(args) :] if a.name in kwargs)]
-            self.calls.append((func._schema.name.removeprefix("slowfast::"), tuple(given)))
-        return func(*args, **kwargs)

@@ -12,7 +12,6 @@ import copy
 from torch import nn
 
 from slowfast_kernels.models.interop.code import altered
-from slowfast_kernels.models.interop.reader import Reader, TrunkReader
 from slowfast_kernels.models.interop.results import Counterpart, Trunk, UnrecognisedModule
 from slowfast_kernels.models.interop.wrappers import altered_wrappers, opaque, unwrap
 from slowfast_kernels.models.slowfast import SlowFast
@@ -44,6 +43,8 @@ def read_module(module: nn.Module) -> Counterpart:
         if added := altered(module):
             raise UnrecognisedModule(module, added)
         return Counterpart(copy.deepcopy(module), "slowfast")
+    from slowfast_kernels.models.interop.reader import Reader  # with the readers of files, when one is needed
+
     return Reader(module).read()
 
 
@@ -53,6 +54,8 @@ def read_trunk(module: nn.Module) -> Trunk:
     module: as for `from_module`, or a bare backbone of mmaction2, or blocks of pytorchvideo in a Sequential.
     Raises UnrecognisedModule as `from_module` does.
     """
+    from slowfast_kernels.models.interop.reader import TrunkReader
+
     return TrunkReader(_checked(module)).read_trunk()
 
 

@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..testing import relative_l2
-
 # Relative L2 errors between two right answers; bfloat16 has 8 bits, float16 and TF32 have 11
 _BOUNDS: dict[torch.dtype | None, float] = {torch.bfloat16: 1e-1, torch.float16: 2e-2}
 _TF32, _EXACT = 2e-2, 1e-4
@@ -19,6 +17,8 @@ _TF32, _EXACT = 2e-2, 1e-4
 
 def verify_same(module: nn.Module, accelerated: nn.Module, given: Any, dtype: torch.dtype | None) -> None:
     """Raise RuntimeError unless both answer one call alike, in eval mode. given: an argument or a tuple of them."""
+    from ..testing import relative_l2
+
     args = given if isinstance(given, tuple) else (given,)
     devices = sorted({p.device.index or 0 for p in module.parameters() if p.device.type == "cuda"})
     with torch.no_grad(), torch.random.fork_rng(devices), _uncompiled():

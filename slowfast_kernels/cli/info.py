@@ -72,7 +72,7 @@ def gpu() -> dict[str, Any]:
         document["device"] = f"{torch.cuda.get_device_name()} (compute capability {major}.{minor})"
         document["cudnn"] = torch.backends.cudnn.version()
     for name in ("triton", "cuda"):
-        document[name] = [op for op in ops.__all__ if name in OPS[op].providers]
+        document[name] = [op for op in ops.NAMES if name in OPS[op].providers]
         document[f"simulated_{name}"] = _simulated(name)
     resources = _extension.LIB_DIR / "cuda_resources.json"
     rows = json.loads(resources.read_text()) if resources.exists() else []

@@ -414,7 +414,7 @@ def execute(args: argparse.Namespace) -> int:
     done = [result for result in videos if "error" not in result]
     summary: dict[str, Any] = {}
     if done:
-        macs = models.macs(setting.model, frames=setting.input.frames, crop=setting.crop)  # type: ignore[arg-type]
+        macs = models.macs(setting.model, frames=setting.input.frames, crop=setting.crop)
         ceilings, missing = None, None
         if setting.compare and setting.device.type == "cpu":
             ceilings, missing = measured_ceilings(torch.get_num_threads())

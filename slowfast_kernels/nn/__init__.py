@@ -1,10 +1,11 @@
 """Trainable building blocks of SlowFast networks, on top of `slowfast_kernels.ops`.
 
-In eval mode every block runs on the fused ops with its batch norm folded into a scale and a shift; in
-training mode it runs on torch's convolution and batch norm, so batch statistics and their gradients are
-torch's own.
+Every block runs on the ops. A batch norm that applies its running statistics (in eval mode, or frozen) is folded into
+the scale and the shift of its convolution, and a block is one op; one that takes the batch's is torch's own, behind its
+convolution. `spec()` is a block's parameters as its op, and `ops.prepare`, take them.
 """
 
+from slowfast_kernels.nn.block import Block
 from slowfast_kernels.nn.bottleneck import BasicBlock, Bottleneck, Stage
 from slowfast_kernels.nn.conv import ConvBN, fold_batch_norm
 from slowfast_kernels.nn.head import Head, RoIHead
@@ -13,6 +14,7 @@ from slowfast_kernels.nn.stem import Stem
 
 __all__ = [
     "BasicBlock",
+    "Block",
     "Bottleneck",
     "ConvBN",
     "Head",

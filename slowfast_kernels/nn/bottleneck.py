@@ -1,21 +1,25 @@
 """Residual blocks and the stages made of them (res2..res5 in table 1 of the paper)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from slowfast_kernels import ops
+from slowfast_kernels.nn.block import Block
 from slowfast_kernels.nn.conv import ConvBN
+from slowfast_kernels.ops import BlockSpec, ConvAffine
+from slowfast_kernels.ops.bottleneck3d.spec import BasicBlockSpec
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int) -> ConvBN | None:
     """Projection of the block's input where its shape changes, else None (identity)."""
     if in_channels == out_channels and stride == 1:
         return None
-    return ConvBN(in_channels, out_channels, stride=(1, stride, stride), relu=False)
+    return ConvBN(in_channels, out_channels, stride=(1, stride, stride), activation="none")
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Block):
     """Tx1x1 -> 1x3x3 -> 1x1x1 with a shortcut: [N, Ci, T, H, W] -> [N, Co, T, H/stride, W/stride].
 
     T is `kernel`; the spatial stride and dilation are those of the 1x3x3 convolution. `shortcut` is None when
@@ -44,30 +48,22 @@ class Bottleneck(nn.Module):
         """The convolution whose output the shortcut is added to."""
         return self.c
 
+    def spec(self) -> BlockSpec:
+        """The parameters as the op takes them, batch norms folded."""
+        convs = (self.a, self.b, self.c, self.shortcut)
+        affine: list[Any] = [None if c is None else ConvAffine(c.conv.weight, *c.folded()) for c in convs]
+        a, b, c, s = affine
+        return BlockSpec(a, b, c, s, self.b.conv.stride[1], self.b.conv.dilation[1])
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            residual = x if self.shortcut is None else self.shortcut(x)
-            return self.c(self.b(self.a(x)), residual)
-        weight_s, scale_s, shift_s = None, None, None
-        if self.shortcut is not None:
-            weight_s, (scale_s, shift_s) = self.shortcut.conv.weight, self.shortcut.folded()
-        return ops.bottleneck3d(
-            x,
-            self.a.conv.weight,
-            *self.a.folded(),
-            self.b.conv.weight,
-            *self.b.folded(),
-            self.c.conv.weight,
-            *self.c.folded(),
-            weight_s,
-            scale_s,
-            shift_s,
-            stride=self.b.conv.stride[1],
-            dilation=self.b.conv.dilation[1],
-        )
+        if all(c is None or c.folds for c in (self.a, self.b, self.c, self.shortcut)):
+            s = self.spec()
+            return ops.bottleneck3d(x, s.a, s.b, s.c, s.shortcut, stride=s.stride, dilation=s.dilation)
+        residual = x if self.shortcut is None else self.shortcut(x)
+        return self.c(self.b(self.a(x)), residual)
 
 
-class BasicBlock(nn.Module):
+class BasicBlock(Block):
     """Two 3x3 convolutions with a shortcut: [N, Ci, T, H, W] -> [N, Co, T, H/stride, W/stride].
 
     kernels: frames that the first and the second one span. (T, T) is mmaction2's BasicBlock3d, (T, 1)
@@ -86,6 +82,11 @@ class BasicBlock(nn.Module):
     def last(self) -> ConvBN:
         """The convolution whose output the shortcut is added to."""
         return self.b
+
+    def spec(self) -> BasicBlockSpec:
+        """The parameters of its convolutions, batch norms folded."""
+        shortcut = None if self.shortcut is None else self.shortcut.spec()
+        return BasicBlockSpec(self.a.spec(), self.b.spec(), shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
         residual = x if self.shortcut is None else self.shortcut(x)

@@ -1,11 +1,12 @@
-"""Convolution + batch norm + residual + ReLU, the unit every other block is made of."""
+"""Convolution + batch norm + residual + activation, the unit every other block is made of."""
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from slowfast_kernels import ops
-from slowfast_kernels.ops._conv3d import conv3d
+from slowfast_kernels.nn.block import Block
+from slowfast_kernels.ops import ConvAffine, ConvSpec
+from slowfast_kernels.ops.conv_bn_act3d.reference import activate
 
 Size3 = tuple[int, int, int]
 
@@ -29,8 +30,8 @@ def fold_batch_norm(bn: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
     return scale, shift
 
 
-class Conv3d(nn.Conv3d):
-    """`torch.nn.Conv3d` without bias and groups, right in every memory layout (`ops._conv3d`)."""
+class Conv3d(Block, nn.Conv3d):
+    """`torch.nn.Conv3d` without bias, on `ops.conv_bn_act3d`."""
 
     def __init__(
         self,
@@ -40,20 +41,66 @@ class Conv3d(nn.Conv3d):
         stride: Size3 = (1, 1, 1),
         padding: Size3 = (0, 0, 0),
         dilation: Size3 = (1, 1, 1),
+        groups: int = 1,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel, stride, padding, dilation, bias=False)
+        super().__init__(in_channels, out_channels, kernel, stride, padding, dilation, groups, bias=False)
+
+    def spec(
+        self, scale: Tensor | None = None, shift: Tensor | None = None, activation: str = "none"
+    ) -> ConvSpec:
+        """The convolution with an affine and an activation behind it, as the ops take it."""
+        affine = ConvAffine(self.weight, scale, shift)
+        t, h, w = (int(p) for p in self.padding)
+        return ConvSpec(affine, self.stride, (t, h, w), self.dilation, self.groups, activation)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, Ci, T, H, W] -> [N, Co, To, Ho, Wo]."""
-        return conv3d(x, self.weight, self.stride, [int(p) for p in self.padding], self.dilation)
+        return apply(self.spec(), x)
 
 
-class ConvBN(nn.Module):
-    """3-D convolution without bias, batch norm, optional residual, optional ReLU: [N, Ci, T, H, W] -> [N, Co,
+def apply(spec: ConvSpec, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """`ops.conv_bn_act3d` of a spec."""
+    return ops.conv_bn_act3d(
+        x,
+        *spec.conv,
+        residual,
+        stride=spec.stride,
+        padding=spec.padding,
+        dilation=spec.dilation,
+        groups=spec.groups,
+        activation=spec.activation,
+    )
+
+
+class Normed(Block):
+    """What has a convolution `conv`, a batch norm `bn` behind it (or None) and an `activation`."""
+
+    conv: Conv3d
+    bn: nn.BatchNorm3d | None
+    activation: str
+
+    def folded(self) -> tuple[Tensor | None, Tensor | None]:
+        """(scale, shift) of the batch norm in eval mode, each [Co] float32; (None, None) without one."""
+        return fold_batch_norm(self.bn) if self.bn is not None else (None, None)
+
+    @property
+    def folds(self) -> bool:
+        """Whether the batch norm is an affine of its running statistics, rather than of the batch's."""
+        return self.bn is None or not self.bn.training
+
+    def unfolded(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Convolution, batch norm of the batch's statistics, residual, activation."""
+        assert self.bn is not None
+        y = self.bn(self.conv(x))
+        return activate(y if residual is None else y + residual, self.activation)
+
+
+class ConvBN(Normed):
+    """3-D convolution without bias, batch norm, optional residual, activation: [N, Ci, T, H, W] -> [N, Co,
     ...].
 
     Padding keeps the size at stride 1 (dilation * (k // 2) on each side). `conv` holds the weight, `bn` is
-    None with `norm=False`.
+    None with `norm=False`. activation: "relu", "none", or another one that `ops.conv_bn_act3d` has.
     """
 
     def __init__(
@@ -64,40 +111,25 @@ class ConvBN(nn.Module):
         *,
         stride: Size3 = (1, 1, 1),
         dilation: Size3 = (1, 1, 1),
+        groups: int = 1,
         norm: bool = True,
-        relu: bool = True,
+        activation: str = "relu",
     ) -> None:
         super().__init__()
         kt, kh, kw = kernel
         dt, dh, dw = dilation
         padding = (dt * (kt // 2), dh * (kh // 2), dw * (kw // 2))
-        self.conv = Conv3d(in_channels, out_channels, kernel, stride, padding, dilation)
+        self.conv = Conv3d(in_channels, out_channels, kernel, stride, padding, dilation, groups)
         self.bn = nn.BatchNorm3d(out_channels) if norm else None
-        self.relu = relu
+        self.activation = activation
 
-    def folded(self) -> tuple[Tensor | None, Tensor | None]:
-        """(scale, shift) of the batch norm in eval mode, each [Co] float32; (None, None) without one."""
-        return fold_batch_norm(self.bn) if self.bn is not None else (None, None)
+    def spec(self) -> ConvSpec:
+        """The parameters as the ops take them, the batch norm folded."""
+        return self.conv.spec(*self.folded(), self.activation)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """`relu(bn(conv(x)) + residual)`; the residual has the output's shape, the ReLU is optional."""
-        if self.training:
-            y = self.conv(x)
-            y = self.bn(y) if self.bn is not None else y
-            y = y if residual is None else y + residual
-            return F.relu(y) if self.relu else y
-        conv, (scale, shift) = self.conv, self.folded()
-        return ops.conv_bn_act3d(
-            x,
-            conv.weight,
-            scale,
-            shift,
-            residual,
-            stride=conv.stride,
-            padding=[int(p) for p in conv.padding],
-            dilation=conv.dilation,
-            relu=self.relu,
-        )
+        """`activation(bn(conv(x)) + residual)`; the residual has the output's shape."""
+        return apply(self.spec(), x, residual) if self.folds else self.unfolded(x, residual)
 
     def extra_repr(self) -> str:
-        return f"relu={self.relu}"
+        return f"activation={self.activation!r}"

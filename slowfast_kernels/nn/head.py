@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slowfast_kernels import ops
+from slowfast_kernels.nn.block import Block
 
 _ACTIVATIONS = {"softmax": lambda x: x.softmax(dim=-1), "sigmoid": torch.sigmoid, "none": lambda x: x}
 
@@ -15,7 +16,7 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-class Head(nn.Module):
+class Head(Block):
     """Average pooling of every pathway, concatenation and a linear classifier: [N, C, T, H, W] each -> [N,
     classes].
 
@@ -23,6 +24,8 @@ class Head(nn.Module):
     the map, pool=None averages the whole map. In training mode there is dropout before the classifier and no
     activation: the outputs are logits, averaged over the positions.
     """
+
+    op = "pool_concat_head"
 
     def __init__(
         self,
@@ -40,9 +43,11 @@ class Head(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.proj = nn.Linear(in_channels, classes)
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """features: (slow, fast), or the one pathway there is. Raises ValueError if a map is below the
-        window."""
+    def forward(self, features: Sequence[Tensor], output: str = "scores") -> Tensor:
+        """features: (slow, fast), or the one pathway there is. output: "scores", or `features`. Raises ValueError if
+        a map is below the window."""
+        if output == "features":
+            return self.features(features)
         self._check(features)
         if self.training:
             return self._logits(features).mean(dim=(1, 2, 3))
@@ -62,6 +67,12 @@ class Head(nn.Module):
         (float64 of float64 maps). maps: as in `forward`."""
         self._check(maps)
         return self._pooled([_wide(x) for x in maps]).mean(dim=(2, 3, 4))
+
+    def positions(self, maps: Sequence[Tensor]) -> int:
+        """Positions of the pooling window, at each of which the classifier is applied."""
+        self._check(maps)
+        height, width = maps[0].shape[-2:]
+        return 1 if self.pool is None else (height - self.pool + 1) * (width - self.pool + 1)
 
     def _pooled(self, maps: Sequence[Tensor]) -> Tensor:
         """[N, C, 1, H', W']: both pathways at every position of the pooling window."""
@@ -90,7 +101,7 @@ class Head(nn.Module):
         return f"semantics={self.semantics!r}, activation={self.activation!r}, pool={self.pool}"
 
 
-class RoIHead(nn.Module):
+class RoIHead(Block):
     """Detection head: mean (or max) over time, RoIAlign, max over the bins, linear: boxes -> [K, classes].
 
     Arguments as in `RoIConfig` and `HeadConfig`. The order of pooling and replicating boxes over the frames
@@ -98,6 +109,8 @@ class RoIHead(nn.Module):
     too, as PySlowFast and pytorchvideo do. With mmaction2 semantics dropout acts on the bins, before their
     maximum.
     """
+
+    op = "roi_head_pool"
 
     def __init__(
         self,
@@ -120,20 +133,23 @@ class RoIHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.proj = nn.Linear(in_channels, classes)
 
-    def forward(self, features: Sequence[Tensor], rois: Tensor) -> Tensor:
+    def forward(self, features: Sequence[Tensor], rois: Tensor, output: str = "scores") -> Tensor:
         """features: (slow, fast) or one. rois: [K, 5] = clip index in the batch, x1, y1, x2, y2 in input
-        pixels."""
+        pixels. output: "scores", or `features`."""
+        if output == "features":
+            return self.features(features, rois)
         if self.training and self.semantics == "mmaction2" and self.dropout.p > 0:
             pooled = torch.cat([self._bins(x, rois) for x in features], dim=1)
             pooled = self.dropout(pooled).amax(dim=(-2, -1))
         else:
             pooled = self.dropout(self._pooled(features, rois))
-        return _ACTIVATIONS[self.activation](self.proj(pooled))
+        # maps may be narrower than the classifier, as in a frozen model
+        return _ACTIVATIONS[self.activation](self.proj(pooled.to(self.proj.weight.dtype)))
 
     def features(self, maps: Sequence[Tensor], rois: Tensor) -> Tensor:
         """What the classifier would get, before dropout: [K, C] in float32 (float64 of float64 maps). Arguments as in
         `forward`."""
-        return self._pooled([_wide(x) for x in maps], rois)
+        return _wide(self._pooled(maps, rois))
 
     def _pooled(self, maps: Sequence[Tensor], rois: Tensor) -> Tensor:
         """[K, C]: the largest bin of every box, both pathways."""
@@ -148,6 +164,10 @@ class RoIHead(nn.Module):
             aligned=self.aligned,
             temporal=self.temporal,
         )
+
+    def positions(self, maps: Sequence[Tensor]) -> int:
+        """Places at which the classifier is applied to a box."""
+        return 1
 
     def _bins(self, x: Tensor, rois: Tensor) -> Tensor:
         """[K, C, resolution, resolution]: the aligned boxes of one pathway after pooling over time."""

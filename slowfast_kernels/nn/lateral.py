@@ -2,19 +2,21 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from slowfast_kernels import ops
-from slowfast_kernels.nn.conv import Conv3d, fold_batch_norm
+from slowfast_kernels.nn.conv import Conv3d, Normed
+from slowfast_kernels.ops import ConvAffine, LateralSpec
 
 
-class Lateral(nn.Module):
+class Lateral(Normed):
     """Fuses [N, Cf, alpha * T, H, W] of the Fast pathway into [N, Cs, T, H, W] of the Slow one.
 
     Returns [N, Cs + added, T, H, W]. kind: "conv" (T-conv, kernel x 1 x 1 with stride alpha and ratio * Cf
-    output channels, then batch norm and ReLU if `norm` and `relu`), "time_to_channel_concat",
+    output channels, then batch norm if `norm`, and the activation), "time_to_channel_concat",
     "time_to_channel_sum", "time_sample" or "none". Only "conv" has parameters: `conv` and, with `norm`, `bn`.
     """
+
+    conv: Conv3d | None  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -25,33 +27,30 @@ class Lateral(nn.Module):
         kernel: int = 5,
         ratio: int = 2,
         norm: bool = True,
-        relu: bool = True,
+        activation: str = "relu",
     ) -> None:
         super().__init__()
-        self.kind, self.alpha, self.relu = kind, alpha, relu
-        self.conv: Conv3d | None = None
-        self.bn: nn.BatchNorm3d | None = None
+        self.kind, self.alpha, self.activation = kind, alpha, activation
+        self.conv = None
+        self.bn = None
         if kind == "conv":
             out, padding = ratio * fast_channels, (kernel // 2, 0, 0)
             self.conv = Conv3d(fast_channels, out, (kernel, 1, 1), (alpha, 1, 1), padding)
             self.bn = nn.BatchNorm3d(out) if norm else None
 
-    def folded(self) -> tuple[Tensor | None, Tensor | None]:
-        """(scale, shift) of the batch norm in eval mode, each [added] float32; (None, None) without one."""
-        return fold_batch_norm(self.bn) if self.bn is not None else (None, None)
+    def spec(self) -> LateralSpec:
+        """The parameters as the op takes them, the batch norm folded."""
+        affine = None if self.conv is None else ConvAffine(self.conv.weight, *self.folded())
+        return LateralSpec(affine, self.alpha, self.kind, self.activation)
 
     def forward(self, slow: Tensor, fast: Tensor) -> Tensor:
         """The Slow features with the Fast ones fused in."""
-        if self.conv is None:
-            return ops.lateral_fusion(slow, fast, alpha=self.alpha, kind=self.kind)
-        if self.training:
-            y = self.conv(fast)
-            y = self.bn(y) if self.bn is not None else y
-            return torch.cat([slow, F.relu(y) if self.relu else y], dim=1)
-        scale, shift = self.folded()
+        if not self.folds:
+            return torch.cat([slow, self.unfolded(fast)], dim=1)
+        spec = self.spec()
         return ops.lateral_fusion(
-            slow, fast, self.conv.weight, scale, shift, alpha=self.alpha, kind=self.kind, relu=self.relu
+            slow, fast, *(spec.conv or ()), alpha=spec.alpha, kind=spec.kind, activation=spec.activation
         )
 
     def extra_repr(self) -> str:
-        return f"kind={self.kind!r}, alpha={self.alpha}, relu={self.relu}"
+        return f"kind={self.kind!r}, alpha={self.alpha}, activation={self.activation!r}"

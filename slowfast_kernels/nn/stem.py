@@ -5,6 +5,7 @@ from torch.nn import functional as F
 
 from slowfast_kernels import ops
 from slowfast_kernels.nn.conv import ConvBN
+from slowfast_kernels.ops import ConvAffine, StemSpec
 
 
 class Stem(ConvBN):
@@ -20,11 +21,16 @@ class Stem(ConvBN):
         super().__init__(in_channels, out_channels, (kernel, 7, 7), stride=(stride, 2, 2))
         self.pool_stride = pool_stride
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # a stem has nothing to add
-        if self.training:
-            y = super().forward(x)
-            return F.max_pool3d(y, (1, 3, 3), (self.pool_stride, 2, 2), (0, 1, 1))
-        # The pool's window is one frame long, so its stride in time drops frames: better not to compute them.
+    def spec(self) -> StemSpec:  # type: ignore[override]
+        """The parameters as the op takes them, the batch norm folded.
+
+        The pool's window is one frame long, so its stride in time drops frames: better not to compute them.
+        """
         stride = (self.conv.stride[0] * self.pool_stride, 2, 2)
-        scale, shift = self.folded()
-        return ops.stem3d(x, self.conv.weight, scale, shift, stride=stride)
+        return StemSpec(ConvAffine(self.conv.weight, *self.folded()), stride, self.activation)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # a stem has nothing to add
+        if not self.folds:
+            return F.max_pool3d(self.unfolded(x), (1, 3, 3), (self.pool_stride, 2, 2), (0, 1, 1))
+        spec = self.spec()
+        return ops.stem3d(x, *spec.conv, stride=spec.stride, activation=spec.activation)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from .. import autotune
 from ..ops.bottleneck3d import triton as block
+from ..ops.conv_bn_act3d import cudnn
 from ..ops.conv_bn_act3d import triton as conv
 from ..ops.lateral_fusion import triton as lateral
 from ..ops.stem3d import triton as stem
-from . import cudnn
+
+T = TypeVar("T")
 
 #: What the speed of a layer's providers depends on, apart from the CUDA sources.
 SOURCES = tuple(
@@ -38,29 +40,30 @@ class Chooser:
         cuda = ("block", "lateral", "stem") if "cuda" in self.allowed else ()
         self.tuner = autotune.Tuner("plans", *SOURCES, cuda=cuda)
 
+    def able(self, candidates: Mapping[str, T]) -> dict[str, T]:
+        """Those of ``candidates`` that are allowed; Triton's, which does every layer, where none is."""
+        found = {name: candidate for name, candidate in candidates.items() if name in self.allowed}
+        return found or {"triton": candidates["triton"]}
+
     def pick(
         self,
-        layer: str,
         key: Sequence[object],
-        runs: dict[str, Callable[..., Any]],
+        runs: Mapping[str, Callable[..., Any]],
         args: Callable[[], Sequence[Any]],
     ) -> str:
         """One of ``runs``, which are in the order of preference; ``args`` makes tensors to measure them with."""
-        able = {name: run for name, run in runs.items() if name in self.allowed}
-        if not able:  # Triton does every layer
-            able = {"triton": runs["triton"]}
-        first = next(iter(able))
-        if len(able) == 1:
+        first = next(iter(runs))
+        if len(runs) == 1:
             return first
         tensors: list[Any] = []
 
         def run(choice: Choice) -> None:
             if not tensors:
                 tensors.extend(args())
-            able[choice.provider](*tensors)
+            runs[choice.provider](*tensors)
 
         return self.tuner.pick(
-            (layer, *key), self.device, lambda: Choice(first), lambda: [Choice(n) for n in able], run
+            key, self.device, lambda: Choice(first), lambda: [Choice(n) for n in runs], run
         ).provider
 
     def like(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:

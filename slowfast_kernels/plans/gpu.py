@@ -1,4 +1,4 @@
-"""Layers of a frozen model on a GPU: Triton for everything, CUDA kernels and cuDNN where they are faster.
+"""A GPU as a target of plans: Triton for everything, CUDA kernels and cuDNN where they are faster.
 
 Who computes a layer is chosen when a plan is made: by the tuned table (`slowfast_kernels.autotune`), by measuring if
 that is switched on, else by the default of each layer. A backend asked for by name narrows the choice: "triton" is
@@ -7,169 +7,254 @@ Triton alone, "cuda" the CUDA kernels for the ops that have one and Triton for t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from .. import backends
-from .. import nn as blocks
-from ..models.slowfast import SlowFast
+from ..graph.graph import Node
+from ..ops._dtypes import FLOATS
+from ..ops._prepared import Prepared, Reference
 from ..ops._registration import OPS
-from ..ops.conv_bn_act3d import triton as conv_triton
-from ..ops.lateral_fusion import cuda as lateral_cuda
-from ..ops.lateral_fusion import triton as lateral_triton
-from ..ops.lateral_fusion.cpu import lateral_channels
-from ..ops.stem3d import cuda as stem_cuda
-from ..ops.stem3d import triton as stem_triton
-from ..ops.stem3d.cpu import output_shape as stem_shape
+from ..ops._spec import Shape, Spec
+from ..ops.bottleneck3d.cuda import CudaBlock
+from ..ops.bottleneck3d.spec import BasicBlockSpec, BlockSpec
+from ..ops.bottleneck3d.triton import TritonBlock
+from ..ops.conv_bn_act3d import cudnn
+from ..ops.conv_bn_act3d.chain import ConvChain
+from ..ops.conv_bn_act3d.spec import ConvSpec
+from ..ops.conv_bn_act3d.triton import TritonConv
 from .choose import Chooser
-from .gpu_blocks import GpuStage
-from .network import Network, nbytes, numel
-from .plan import Input, Plan, View
+from .lower import Target, nbytes
+from .plan import Plan, View
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+#: Fewest channels on both sides from which a convolution is left to cuDNN without having been measured.
+CUDNN_CHANNELS = 256
+
+#: Widest inner width whose block goes to one provider as a whole without having been measured.
+BLOCK_CHANNELS = 64
 
 
 def refuses(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why models of this dtype on this device cannot be planned, or None."""
     if device.type != backends.home("triton"):
         return f"the model is on {device}"
-    if dtype not in DTYPES:
+    if dtype not in FLOATS:
         return f"dtype is {dtype}, the GPU kernels take float32, bfloat16 and float16"
     return backends.unavailable("triton")
 
 
-class GpuStem:
-    """The stem with its max-pool, reading a copy of the caller's clip."""
+class Candidates(Prepared):
+    """An op as several providers have prepared it, in the order of preference."""
 
-    def __init__(self, stem: blocks.Stem, dtype: torch.dtype, chooser: Chooser) -> None:
-        w = stem.conv.weight.detach()
-        self.dtype, self.chooser = dtype, chooser
-        self.weight_shape, self.channels, self.relu = list(w.shape), w.shape[0], stem.relu
-        # A pool window is one frame long: its stride in time drops frames, so the convolution skips them.
-        self.stride = (stem.conv.stride[0] * stem.pool_stride, stem.conv.stride[1], stem.conv.stride[2])
-        scale, shift = stem.folded()
-        self.packed, self.shift = conv_triton.pack(w, scale, dtype=dtype), conv_triton.float32(shift)
-        self.cuda: stem_cuda.Packed | None = None
-        like, x = (torch.empty(s, dtype=dtype, device="meta") for s in (w.shape, (1, w.shape[1], 1, 1, 1)))
-        refused = stem_cuda.refuses(x, like, scale, shift, self.stride, self.relu, True)
-        if "cuda" in chooser.allowed and refused is None:
-            self.cuda = stem_cuda.pack(w, scale, shift, dtype=dtype)
+    provider = "triton"
 
-    def out_shape(self, x: Sequence[int]) -> list[int]:
-        return stem_shape(x, self.weight_shape, self.stride, True)
+    def __init__(self, each: Mapping[str, Prepared]) -> None:
+        first = next(iter(each.values()))
+        super().__init__(first.spec, first.dtype, first.device)
+        self.each, self.arity = dict(each), first.arity  # type: ignore[misc]
 
-    def by_cuda(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        assert self.cuda is not None
-        return stem_cuda.run_packed(x, self.cuda, out, relu=self.relu)
+    @property
+    def weights(self) -> Sequence[torch.Tensor]:
+        return [w for prepared in self.each.values() for w in prepared.weights]
 
-    def by_triton(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        return stem_triton.run_packed(x, self.packed, self.shift, out, stride=self.stride, relu=self.relu)
+    def out_shape(self, *inputs: Shape) -> list[int]:
+        return next(iter(self.each.values())).out_shape(*inputs)
 
-    def add(self, plan: Plan, stage: str, index: int, clip: Sequence[int], out: View) -> None:
-        x = plan.buffer(clip, self.dtype)
-        plan.add(stage, "input", copy_into, (x, Input(index)), 0, 2 * nbytes(x))
-        full = stem_shape(clip, self.weight_shape, self.stride, False)
-        flops = 2 * numel(full) * numel(self.weight_shape[1:])
-        weights = self.packed.weight.numel() * self.dtype.itemsize
-        runs: dict[str, Callable[..., Any]] = {"triton": self.by_triton}
-        if self.cuda is not None:
-            runs = {"cuda": self.by_cuda, **runs}
-
-        def tensors() -> list[torch.Tensor]:
-            return [self.chooser.like(clip, self.dtype), self.chooser.like(out.shape, self.dtype)]
-
-        key = (*clip, *self.weight_shape, *self.stride, self.dtype)
-        provider = self.chooser.pick("stem", key, runs, tensors)
-        plan.add(stage, "stem3d", runs[provider], (x, out), flops, nbytes(x, out) + weights)
+    def run(self, *inputs: torch.Tensor | None, out: torch.Tensor | None = None) -> torch.Tensor:
+        return self.each["triton"].run(*inputs, out=out)
 
 
-class GpuLateral:
-    """A lateral connection writing into the channels behind the Slow pathway's."""
+class GpuTarget(Target):
+    """A CUDA device; or the CPU, where it plays one.
 
-    def __init__(self, lateral: blocks.Lateral, dtype: torch.dtype, chooser: Chooser) -> None:
-        self.kind, self.alpha, self.relu = lateral.kind, lateral.alpha, lateral.relu
-        self.dtype, self.chooser = dtype, chooser
-        self.packed: conv_triton.Packed | None = None
-        self.shift: torch.Tensor | None = None
-        self.cuda: torch.Tensor | None = None
-        self.cout = 0
-        if lateral.conv is not None:
-            scale, shift = lateral.folded()
-            self.packed = conv_triton.pack(lateral.conv.weight.detach(), scale, dtype=dtype)
-            self.shift, self.cout = conv_triton.float32(shift), lateral.conv.out_channels
-            if "cuda" in chooser.allowed:
-                self.cuda = lateral_cuda.pack(lateral.conv.weight.detach(), scale, dtype=dtype)
+    providers: who may compute; by default everybody whom the backend in force admits.
+    """
 
-    def added(self, fast_channels: int) -> int:
-        if self.kind == "conv":
-            return self.cout
-        return lateral_channels(fast_channels, None, self.alpha, self.kind)
+    provider, two_lanes, captures = "triton", True, True
 
-    def by_triton(self, fast: torch.Tensor, out: torch.Tensor) -> None:
-        slow = out if self.kind == "time_to_channel_sum" else None
-        lateral_triton.write(fast, self.packed, self.shift, self.alpha, self.kind, self.relu, out, slow)
-
-    def by_cuda(self, fast: torch.Tensor, out: torch.Tensor) -> None:
-        assert self.cuda is not None
-        lateral_cuda.run_packed(fast, self.cuda, self.shift, out, alpha=self.alpha, relu=self.relu)
-
-    def add(self, plan: Plan, stage: str, fast: View, fused: View) -> None:
-        if self.kind == "none":
-            return
-        cl = self.added(fast.shape[1])
-        out = fused.slice(fused.shape[1] - cl, fused.shape[1]) if cl else fused
-        runs: dict[str, Callable[..., Any]] = {"triton": self.by_triton}
-        if self.cuda is not None:
-            runs = {"cuda": self.by_cuda, **runs}
-
-        def tensors() -> list[torch.Tensor]:
-            wide = self.chooser.like(fused.shape, self.dtype)
-            return [self.chooser.like(fast.shape, self.dtype), wide[:, fused.shape[1] - cl :] if cl else wide]
-
-        key = (*fast.shape, self.kind, cl, fused.shape[1], self.alpha, self.dtype)
-        provider = self.chooser.pick("lateral", key, runs, tensors)
-        products = 0 if self.packed is None else self.packed.weight.shape[1]
-        weights = 0 if self.packed is None else self.packed.weight.numel() * self.dtype.itemsize
-        plan.add(
-            stage, "lateral_fusion", runs[provider], (fast, out), 2 * numel(out.shape) * products,
-            nbytes(fast, out) + weights,
-        )  # fmt: skip
-
-
-def copy_into(out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """The caller's clip into the plan's memory; nothing if it lies there already."""
-    return out if x.data_ptr() == out.data_ptr() and x.stride() == out.stride() else out.copy_(x)
-
-
-class GpuNetwork(Network):
-    """A SlowFast-family model's weights as the GPU kernels read them."""
-
-    def __init__(self, model: SlowFast, dtype: torch.dtype, providers: Sequence[str] | None = None) -> None:
-        asked = backends.current()
-        device = next(model.parameters()).device
+    def __init__(
+        self, device: torch.device, dtype: torch.dtype, providers: Sequence[str] | None = None
+    ) -> None:
+        super().__init__(device, dtype)
         if providers is None:
             providers = ("triton", "convolutions")
-            if asked in ("auto", "cuda") and backends.unavailable("cuda") is None:
+            if self.backend in ("auto", "cuda") and backends.unavailable("cuda") is None:
                 providers = ("cuda", "blocks", "chain", *providers)
-            if asked == "auto" and device.type == "cuda" and torch.backends.cudnn.is_available():
+            if self.backend == "auto" and device.type == "cuda" and torch.backends.cudnn.is_available():
                 providers = (*providers, "cudnn")
         self.chooser = Chooser(device, providers)
-        super().__init__(model, dtype)
-        if asked == "cuda" and "cuda" not in OPS[self.head.op].providers:
-            self.head.backend = "triton"
-        self.head.head.to(device)
+        self.chained: dict[Node, list[CudaBlock]] = {}  # by the first node of a chain
 
-    def make_stem(self, stem: blocks.Stem) -> GpuStem:
-        return GpuStem(stem, self.dtype, self.chooser)
+    def backend_of(self, op: str) -> str:
+        """A head without a kernel in CUDA runs on Triton."""
+        return "triton" if self.backend == "cuda" and "cuda" not in OPS[op].providers else self.backend
 
-    def make_lateral(self, lateral: blocks.Lateral) -> GpuLateral:
-        return GpuLateral(lateral, self.dtype, self.chooser)
+    # --- layers
 
-    def make_stage(self, modules: Sequence[Any]) -> GpuStage:
-        return GpuStage(modules, self.dtype, self.chooser)
+    def layer(self, spec: Any) -> Prepared:
+        if isinstance(spec, BasicBlockSpec):
+            return ConvChain(spec, self._conv)
+        providers = OPS[spec.op].providers
+        triton = providers["triton"]
+        if triton.cannot(spec, self.dtype):
+            return Reference(spec, self.dtype, self.device)
+        if isinstance(spec, ConvSpec):
+            return self._conv(spec)
+        each: dict[str, Any] = {}
+        cuda = providers["cuda"]
+        if "cuda" in self.chooser.allowed and cuda.cannot(spec, self.dtype) is None:
+            assert cuda.prepare is not None
+            each["cuda"] = cuda.prepare(spec, self.dtype, self.device)
+        if isinstance(spec, BlockSpec):
+            chain = ConvChain(spec, self._conv)
+            convs = [_triton_of(conv) for conv in (*chain.inner, chain.last)]
+            whole = {"triton": TritonBlock(spec, convs), "convolutions": chain}
+            wide = spec.a.weight.shape[0] > BLOCK_CHANNELS
+            each |= dict(reversed(whole.items())) if wide else whole
+        else:
+            assert triton.prepare is not None
+            each["triton"] = triton.prepare(spec, self.dtype, self.device)
+        return Candidates(self.chooser.able(each))
 
-    def stream_of(self, stage: str) -> int:
-        """The Fast pathway and the laterals, which need nothing but it, run beside the Slow one."""
-        return int(len(self.paths) == 2 and (stage.endswith(".fast") or stage.startswith("lateral")))
+    def _conv(self, spec: ConvSpec, shortcut: ConvSpec | None = None) -> Prepared:
+        each: dict[str, Prepared] = {"triton": TritonConv(spec, self.dtype, self.device, shortcut)}
+        flat = all(cudnn.cannot(s, self.dtype) is None for s in (spec, shortcut) if s is not None)
+        if flat and "cudnn" in self.chooser.allowed:
+            each["cudnn"] = cudnn.CudnnConv(spec, self.dtype, self.device, shortcut)
+            if min(spec.conv.weight.shape[:2]) >= CUDNN_CHANNELS:
+                each = dict(reversed(each.items()))
+        # a convolution alone is whoever's; Triton's weights stay for the block that it may be part of
+        return Candidates(each)
+
+    def prepare_chain(self, chain: Sequence[Node]) -> None:
+        super().prepare_chain(chain)
+        blocks = [_cuda_of(self.layers.get(node)) for node in chain]
+        if len(chain) < 2 or "chain" not in self.chooser.allowed or not _chainable(blocks):
+            return
+        specs: list[Any] = [node.spec for node in chain]
+        after = [spec.a for spec in specs[1:]] + [None]
+        self.chained[chain[0]] = [
+            CudaBlock(spec, self.dtype, self.device, following, ready=i > 0)
+            for i, (spec, following) in enumerate(zip(specs, after, strict=True))
+        ]
+
+    # --- plans
+
+    def emit(self, plan: Plan, layer: Any, stage: str, op: str, out: View, inputs: Sequence[Any]) -> None:
+        if isinstance(layer, Candidates):
+            layer = self._pick(layer, out, inputs)
+        if isinstance(layer, cudnn.CudnnConv) and out.channels is None and out.frames is None:
+            shapes = [x.shape for x in inputs if x is not None]
+            args = (*inputs, *[None] * (layer.arity - len(inputs)))
+            moved = nbytes(*inputs, out) + layer.nbytes
+            plan.add(
+                stage,
+                op,
+                layer.fresh,
+                args,
+                layer.flops(*shapes),
+                moved,
+                produces=out,
+                provider=layer.provider,
+            )
+        else:
+            super().emit(plan, layer, stage, op, out, inputs)
+
+    def _pick(self, layer: Candidates, out: View, inputs: Sequence[Any]) -> Prepared:
+        each = self.chooser.able(layer.each)
+        whole = out.channels is None and out.frames is None
+        shapes = [tuple(x.shape) for x in inputs if x is not None]
+        key = (layer.op, *shapes, *_described(layer.spec), tuple(out.shape), whole, self.dtype)
+
+        def tensors() -> list[Any]:
+            wide = self.chooser.like(out.shape if out.frames else out.buffer.shape or (), self.dtype)
+            target = wide[:, out.channels[0] : out.channels[1]] if out.channels else wide
+            maps = [None if x is None else self.chooser.like(x.shape, self.dtype) for x in inputs]
+            return [target, *maps, *[None] * (layer.arity - len(maps))]
+
+        def measured(prepared: Prepared) -> Callable[..., Any]:
+            def call(target: torch.Tensor, *maps: torch.Tensor | None) -> Any:
+                if whole and isinstance(prepared, cudnn.CudnnConv):
+                    return prepared.fresh(*maps)  # type: ignore[arg-type]
+                scratch = [
+                    torch.empty(tuple(s), dtype=d, device=self.device) for s, d in prepared.scratch(*shapes)
+                ]
+                return prepared.into(target, *maps, *scratch)
+
+            return call
+
+        return each[self.chooser.pick(key, {name: measured(p) for name, p in each.items()}, tensors)]
+
+    def emit_chain(self, plan: Plan, chain: Sequence[Node], x: View, out: View) -> None:
+        """Of wide blocks, each may compute the next one's conv_a as well."""
+        links = self.chained.get(chain[0])
+        if links is None or self._form(chain, x, out) == "blocks":
+            super().emit_chain(plan, chain, x, out)
+            return
+        inner = plan.buffer(links[0].scratch(x.shape)[0][0], self.dtype)
+        for node, link, after in zip(chain, links, [*links[1:], None], strict=True):
+            y = plan.buffer(link.out_shape(x.shape), self.dtype) if after else out
+            following = plan.buffer(after.scratch(y.shape)[0][0], self.dtype) if after else None
+            moved = nbytes(x, inner, y, following) + link.nbytes
+            # conv_a's products are counted where the weights are
+            plan.add(
+                node.stage, node.op, link.into, (y, x, inner, following), link.flops(x.shape), moved,
+                provider="cuda chain",
+            )  # fmt: skip
+            if following is not None:
+                x, inner = y, following
+
+    def _form(self, chain: Sequence[Node], x: View, out: View) -> str:
+        links = self.chained[chain[0]]
+        shapes, between = [list(x.shape)], []
+        for link in links:
+            between.append(link.scratch(shapes[-1])[0][0])
+            shapes.append(link.out_shape(shapes[-1]))
+
+        def tensors() -> list[torch.Tensor]:
+            """Of every block x, conv_a's result; and the last one's result."""
+            return [self.chooser.like(s, self.dtype) for s in (*shapes, *between)]
+
+        def by_blocks(*maps: torch.Tensor) -> None:
+            for i, node in enumerate(chain):
+                self.layers[node].run(maps[i], out=maps[i + 1])
+
+        def by_chain(*maps: torch.Tensor) -> None:
+            inners = [*maps[len(shapes) :], None]
+            for i, link in enumerate(links):
+                link.into(maps[i + 1], maps[i], inners[i], inners[i + 1])
+
+        key = ("stage", len(chain), *shapes[0], *_described(links[0].spec), self.dtype)
+        runs = {"blocks": by_blocks, "chain": by_chain}
+        able = {name: run for name, run in runs.items() if name in self.chooser.allowed}
+        return self.chooser.pick(key, able, tensors)
+
+
+def _described(spec: Spec) -> list[object]:
+    """What tells one op's parameters from another's, apart from their values."""
+    return [tuple(v.shape) if isinstance(v, torch.Tensor) else v for v in spec.flat()]
+
+
+def _triton_of(layer: Prepared) -> TritonConv:
+    assert isinstance(layer, Candidates)
+    found = layer.each["triton"]
+    assert isinstance(found, TritonConv)
+    return found
+
+
+def _cuda_of(layer: Any) -> CudaBlock | None:
+    found = layer.each.get("cuda") if isinstance(layer, Candidates) else None
+    return found if isinstance(found, CudaBlock) else None
+
+
+def _chainable(blocks: Sequence[CudaBlock | None]) -> bool:
+    """Whether all blocks run on the kernels for wide ones, and no conv_a but the first sees other frames."""
+    first = blocks[0]
+    for block in blocks:
+        if first is None or block is None or block.packed.weights_a is None:
+            return False
+        if block is not first and (block.packed.kernel_t != 1 or block.packed.inner != first.packed.inner):
+            return False
+    return True

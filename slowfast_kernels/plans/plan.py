@@ -8,37 +8,34 @@ argument bound to it; a run is a loop over bound calls.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 ALIGNMENT = 64
-
-#: What a plan of a network returns: scores or features, or the maps of every pathway.
-Result = torch.Tensor | list[torch.Tensor]
 
 
 @dataclass(eq=False)
 class Buffer:
     """Memory of one tensor of a plan: [N, C, T, H, W] in channels-last order, or any shape, contiguous."""
 
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None  # None: of what is returned, unknown
     dtype: torch.dtype
     first: int = -1  # steps that use it, first and last
     last: int = -1
     offset: int = -1
     streams: set[int] = field(default_factory=set)  # of the steps that use it
-    produced: bool = False  # the memory is whatever tensor a step returns, not the arena's
+    produced: bool = False  # it is whatever a step returns, not the arena's memory
+    kept: bool = False  # for the whole of a run
 
     @property
     def nbytes(self) -> int:
-        n = self.dtype.itemsize
-        for extent in self.shape:
-            n *= extent
-        return n
+        return self.dtype.itemsize * math.prod(self.shape or ())
 
 
 @dataclass(frozen=True)
@@ -50,8 +47,8 @@ class View:
     frames: tuple[int, int] | None = None
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        if len(self.buffer.shape) != 5:
+    def shape(self) -> Any:
+        if self.buffer.shape is None or len(self.buffer.shape) != 5:
             return self.buffer.shape
         n, c, t, h, w = self.buffer.shape
         if self.channels:
@@ -75,14 +72,16 @@ class View:
         """The tensor itself, inside an arena."""
         b = self.buffer
         flat = arena[b.offset : b.offset + b.nbytes].view(b.dtype)
+        assert b.shape is not None
         if len(b.shape) != 5:
             return flat.view(b.shape)
         n, c, t, h, w = b.shape
         return self._within(flat.view(n, t, h, w, c))
 
-    def of(self, x: torch.Tensor) -> torch.Tensor:
-        """The view's part of a tensor that is the whole buffer."""
-        return self._within(x.permute(0, 2, 3, 4, 1)) if x.dim() == 5 else x
+    def of(self, x: Any) -> Any:
+        """The view's part of a value that is the whole buffer."""
+        part = self.channels or self.frames
+        return self._within(x.permute(0, 2, 3, 4, 1)) if part else x
 
     def overlaps(self, other: View) -> bool:
         """Whether two views share memory; frames are not told apart."""
@@ -102,23 +101,31 @@ class View:
 
 @dataclass(frozen=True)
 class Input:
-    """Place of the caller's tensor in a call's arguments."""
+    """Place of the caller's tensor in a call's arguments; of one shape and type, or any."""
 
     index: int
+    shape: tuple[int, ...] | None = None
+    dtype: torch.dtype | None = None
 
 
 @dataclass
 class Step:
-    """One kernel call: which part of the network it is, what it costs, and its arguments by position."""
+    """One kernel call: which part of the network it is, who computes it, what it costs, its arguments by position."""
 
     stage: str
     op: str
     run: Callable[..., Any]
     args: tuple[Any, ...]
-    flops: int
+    flops: int | Callable[[], int]
     bytes: int
     stream: int = 0  # steps of one stream run in order; of two, as `Plan.waits` says
-    produces: View | None = None  # the buffer that the returned tensor is
+    produces: View | None = None  # the buffer that the returned value is
+    provider: str = "torch"
+
+    @property
+    def work(self) -> int:
+        """Floating-point operations; counted when they are asked for where nobody knows."""
+        return self.flops if isinstance(self.flops, int) else self.flops()
 
     @property
     def name(self) -> str:
@@ -133,14 +140,21 @@ class Step:
 
 @dataclass
 class Plan:
-    """Steps over buffers, for one set of input shapes."""
+    """Steps over buffers, for one set of input shapes. output: a nest of produced views and plain values."""
 
     steps: list[Step] = field(default_factory=list)
     arena_bytes: int = 0
-    stream_of: Callable[[str], int] = lambda stage: 0  # the stream of a stage's steps
+    output: Any = None
+    lane: int = 0  # stream of the steps that are added
+    inputs: list[View] = field(default_factory=list)  # of a part of a network: where they lie
 
     def buffer(self, shape: Sequence[int], dtype: torch.dtype) -> View:
         return View(Buffer(tuple(int(s) for s in shape), dtype))
+
+    @staticmethod
+    def result(shape: Sequence[int] | None, dtype: torch.dtype) -> Buffer:
+        """A place for what a step returns."""
+        return Buffer(None if shape is None else tuple(shape), dtype, produced=True)
 
     def add(
         self,
@@ -148,14 +162,15 @@ class Plan:
         op: str,
         run: Callable[..., Any],
         args: Sequence[Any],
-        flops: int,
+        flops: int | Callable[[], int],
         nbytes: int,
         *,
         produces: View | None = None,
+        provider: str = "torch",
     ) -> None:
-        """Append a call. ``produces``: a whole buffer whose memory is the tensor that the call returns."""
-        stream = self.stream_of(stage)
-        step = Step(stage, op, run, tuple(args), flops, nbytes, stream, produces)
+        """Append a call. ``produces``: a whole buffer that is what the call returns."""
+        stream = self.lane
+        step = Step(stage, op, run, tuple(args), flops, nbytes, stream, produces, provider)
         for view in step.views:
             b = view.buffer
             b.first = len(self.steps) if b.first < 0 else b.first
@@ -164,6 +179,11 @@ class Plan:
         if produces is not None:
             produces.buffer.produced = True
         self.steps.append(step)
+
+    def keep(self, *views: View) -> None:
+        """Nothing is laid over these: they hold what the caller puts there before a run, or reads after it."""
+        for view in views:
+            view.buffer.kept = True
 
     def waits(self) -> list[int | None]:
         """For every step, the last step of another stream that has to be over before it starts, or None.
@@ -189,7 +209,7 @@ class Plan:
         buffers = {id(v.buffer): v.buffer for s in self.steps for v in s.views if not v.buffer.produced}
         # Streams run at their own pace: memory is handed on within one, buffers of several keep theirs.
         for b in buffers.values():
-            if len(b.streams) > 1:
+            if len(b.streams) > 1 or b.kept:
                 b.first, b.last = 0, len(self.steps)
         placed: list[Buffer] = []
         for b in sorted(buffers.values(), key=lambda b: (-b.nbytes, b.first)):
@@ -225,10 +245,11 @@ def for_the_caller() -> Iterator[None]:
         yield
 
 
-def copied(result: Result) -> Result:
-    """The same values in the caller's own memory."""
+def copied(result: Any) -> Any:
+    """The same values in the caller's own memory; every tensor of a nest once."""
+    made: dict[int, torch.Tensor] = {}
     with for_the_caller():
-        return [x.clone() for x in result] if isinstance(result, list) else result.clone()
+        return pytree.tree_map_only(torch.Tensor, lambda x: made.setdefault(id(x), x.clone()), result)
 
 
 class Instance:
@@ -262,14 +283,25 @@ class Instance:
             self.produced[id(produces.buffer)] = result
         return result
 
-    def run(self, inputs: Sequence[torch.Tensor | None], times: list[float] | None = None) -> Result:
-        """Every call in order, the last one's value is the result; `times` receives the seconds of each."""
-        result: Any = None
+    def run(self, inputs: Sequence[torch.Tensor | None], times: list[float] | None = None) -> Any:
+        """Every call in order; returns the plan's output. `times` receives the seconds of each."""
         for i in range(len(self.calls)):
             if times is None:
-                result = self.step(i, inputs)
+                self.step(i, inputs)
             else:
                 start = time.perf_counter()
-                result = self.step(i, inputs)
+                self.step(i, inputs)
                 times.append(time.perf_counter() - start)
-        return result
+        return self.output(inputs)
+
+    def output(self, inputs: Sequence[torch.Tensor | None]) -> Any:
+        """What the plan returns, of the last run's values."""
+
+        def value(leaf: Any) -> Any:
+            if isinstance(leaf, Input):
+                return inputs[leaf.index]
+            return leaf.of(self.produced[id(leaf.buffer)]) if leaf.buffer.produced else leaf.bind(self.arena)
+
+        found = pytree.tree_map_only((View, Input), value, self.plan.output)
+        self.produced.clear()
+        return found

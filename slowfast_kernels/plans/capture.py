@@ -12,10 +12,12 @@ import functools
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
-from .plan import Input, Instance, Plan, Result, copied, traced
+from .plan import Input, Instance, Plan, View, for_the_caller, traced
 
 #: GPU cycles in which the host starts a step, with plenty to spare: some 100 us.
 CYCLES_OF_A_STEP = 200_000
@@ -66,20 +68,21 @@ class StreamedInstance(Instance):
         self.device, self.capture = device, capture
         self.waits = plan.waits()
         self.side = torch.cuda.Stream(device)
-        inputs = [i for i, s in enumerate(plan.steps) if any(isinstance(a, Input) for a in s.args)]
-        last = len(plan.steps) - 1
-        self.copies = [i for i in inputs if i != last]  # clips into the plan's memory
-        # Boxes vary in number: their head stays outside. A classifier's only "input" is the absent one.
-        self.head_reads_input = last in inputs
+        read = {i: [a for a in s.args if isinstance(a, Input)] for i, s in enumerate(plan.steps)}
+        # Inputs of any shape, boxes, vary in number: what reads them, and what follows, stays outside.
+        free = [i for i, inputs in read.items() if any(x.shape is None for x in inputs)]
+        self.tail = range(min(free, default=len(plan.steps)), len(plan.steps))
+        self.copies = [
+            i for i, inputs in read.items() if inputs and i not in self.tail
+        ]  # into the plan's memory
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.result: Result | None = None
         self.captured: dict[int, torch.Tensor] = {}  # `produced`, as the graph writes it
         self.ran = threading.local()  # `steps`: this thread has run them; cuDNN keeps its plans per thread
         self.stream: torch.cuda.Stream | None = None  # of the last run
         self.done = torch.cuda.Event()  # that run is over
 
-    def run(self, inputs: Sequence[torch.Tensor | None], times: list[float] | None = None) -> Result:
-        """Every step, the last one's value is the result; `times` receives the seconds of each."""
+    def run(self, inputs: Sequence[torch.Tensor | None], times: list[float] | None = None) -> Any:
+        """Every step; returns the plan's output; `times` receives the seconds of each."""
         with torch.cuda.device(self.device):
             if torch.cuda.is_current_stream_capturing():
                 return self._whole(inputs, capture=False)
@@ -94,9 +97,8 @@ class StreamedInstance(Instance):
             finally:
                 self.done.record(main)
 
-    def _whole(self, inputs: Sequence[torch.Tensor | None], capture: bool) -> Result:
-        eager_head = self.head_reads_input and inputs[-1] is not None
-        body = [i for i in range(len(self.calls) - int(eager_head)) if i not in self.copies]
+    def _whole(self, inputs: Sequence[torch.Tensor | None], capture: bool) -> Any:
+        body = [i for i in range(self.tail.start) if i not in self.copies]
         for i in self.copies:
             self.step(i, inputs)
         if capture and self.graph is None and getattr(self.ran, "steps", False):
@@ -107,34 +109,37 @@ class StreamedInstance(Instance):
             with traced("slowfast::graph"):  # its kernels stand there by their own names
                 self.graph.replay()
             self.produced.update(self.captured)  # a run step by step may have been in between
-            result = self.result
         else:
-            result = self._steps(body, inputs)
+            self._steps(body, inputs)
             self.ran.steps = True
-        if eager_head:
-            result = self.step(len(self.calls) - 1, inputs)
-        assert result is not None
-        return copied(result) if replayed and not eager_head else result
+        self._steps(self.tail, inputs)
+        if replayed:  # the next replay writes there again
+            with for_the_caller():
+                for leaf in pytree.tree_leaves(self.plan.output):
+                    if isinstance(leaf, View) and (key := id(leaf.buffer)) in self.captured:
+                        self.produced[key] = self.captured[key].clone()
+        return self.output(inputs)
 
-    def _steps(self, which: Sequence[int], inputs: Sequence[torch.Tensor | None]) -> Result | None:
+    def _steps(self, which: Sequence[int], inputs: Sequence[torch.Tensor | None]) -> None:
         """The steps on their streams, all joined in the current one at the end."""
         main = torch.cuda.current_stream(self.device)
         streams = (main, self.side)
-        self.side.wait_stream(main)
+        beside = any(self.plan.steps[i].stream for i in which)
+        if beside:
+            self.side.wait_stream(main)
         events: dict[int, torch.cuda.Event] = {}
         awaited = {j for i in which if (j := self.waits[i]) is not None}
-        result = None
         for i in which:
             stream = streams[self.plan.steps[i].stream]
             j = self.waits[i]
             if j is not None and j in events:
                 stream.wait_event(events[j])
             with torch.cuda.stream(stream):
-                result = self.step(i, inputs)
+                self.step(i, inputs)
                 if i in awaited:
                     events[i] = stream.record_event()
-        main.wait_stream(self.side)
-        return result
+        if beside:
+            main.wait_stream(self.side)
 
     def _capture(self, which: Sequence[int], inputs: Sequence[torch.Tensor | None]) -> None:
         graph = torch.cuda.CUDAGraph()
@@ -142,7 +147,7 @@ class StreamedInstance(Instance):
         try:
             with captured(graph, self.device):
                 try:
-                    result = self._steps(which, inputs)
+                    self._steps(which, inputs)
                 except Exception as error:
                     first = error
                     raise
@@ -153,18 +158,16 @@ class StreamedInstance(Instance):
             self.produced.clear()
             torch.cuda.synchronize(self.device)  # raises where more than the capture is broken
             return
-        self.graph, self.result, self.captured = graph, result, dict(self.produced)
+        self.graph, self.captured = graph, dict(self.produced)
 
-    def _timed(self, inputs: Sequence[torch.Tensor | None], times: list[float]) -> Result:
+    def _timed(self, inputs: Sequence[torch.Tensor | None], times: list[float]) -> Any:
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(self.calls) + 1)]
         # The steps queue up behind this: else a short one takes as long as the host takes to start it.
         torch.cuda._sleep(CYCLES_OF_A_STEP * len(self.calls))
         marks[0].record()
-        result = None
         for i in range(len(self.calls)):
-            result = self.step(i, inputs)
+            self.step(i, inputs)
             marks[i + 1].record()
         marks[-1].synchronize()
         times.extend(a.elapsed_time(b) * 1e-3 for a, b in zip(marks, marks[1:], strict=False))
-        assert result is not None
-        return result
+        return self.output(inputs)
