@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from slowfast_kernels import ops
-from slowfast_kernels.bench import frozen_parts, memory, models, peers, roi_peers
+from slowfast_kernels.bench import memory, models, peers, roi_peers
 from slowfast_kernels.bench.compare import Builder, Record, Run, builder, compare, run
 from slowfast_kernels.bench.harness import FP32_LIMIT, CpuMachine, Machine, Setting
-from slowfast_kernels.bench.peer_model import plain_lateral
-from slowfast_kernels.bench.subject import Subject, described, lateral_maps, plain_stages
+from slowfast_kernels.bench.parts import Part
+from slowfast_kernels.bench.plain import plain
+from slowfast_kernels.bench.subject import Subject, described, lateral_maps
 from slowfast_kernels.bench.targets import FROZEN, OUR_OP, OURS, Row, Target, named, read
 from slowfast_kernels.models import configure
+from slowfast_kernels.plans.cpu import CpuTarget
 from slowfast_kernels.testing import relative_l2
 
 Call = Callable[[], Any]
@@ -74,7 +76,6 @@ def _part_row(
     target: Target,
     frozen: Call,
     modules: Sequence[nn.Module],
-    plain: Callable[[Any, bool], nn.Module],
     inputs: Sequence[Sequence[Tensor]],
 ) -> Row:
     """Parts of the network on their inputs: ours frozen, ours as modules, and torch's forms of them."""
@@ -104,9 +105,8 @@ def fast_stages_row(machine: Machine, subject: Subject) -> Row:
     stages = nn.Sequential(model.res2["fast"], model.res3["fast"])
     with torch.inference_mode():
         x = model.stem["fast"](subject.inputs[1]).clone(memory_format=torch.channels_last_3d)
-    blocks = [block for stage in stages for block in stage.children()]
-    frozen = frozen_parts.stages(blocks, x, torch.float32)
-    return _part_row(machine, target, frozen, [stages], plain_stages, [[x]])
+    frozen = Part([stages], [[x]], CpuTarget(torch.device("cpu"), torch.float32))
+    return _part_row(machine, target, frozen, [stages], [[x]])
 
 
 def lateral_row(machine: Machine, subject: Subject) -> Row:
@@ -120,8 +120,8 @@ def lateral_row(machine: Machine, subject: Subject) -> Row:
     )
     pairs = lateral_maps(subject.model, subject.batch, torch.Generator().manual_seed(3))
     parts = list(subject.model.lateral)
-    frozen = frozen_parts.laterals(parts, [(slow, fast) for slow, fast in pairs], torch.float32)
-    return _part_row(machine, target, frozen, parts, plain_lateral, pairs)
+    frozen = Part(parts, pairs, CpuTarget(torch.device("cpu"), torch.float32))
+    return _part_row(machine, target, frozen, parts, pairs)
 
 
 # --- input and detection head ------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ views_2d    every convolution and pool that allows it as a 2-D one on a free vie
 fused       batch norms folded, the same views, ``cudnn_convolution_relu`` and ``cudnn_convolution_add_relu``
             wherever they beat the convolution followed by the rest, which the first call times.
 
-Modules come from ``bench.peer_model`` (parts of a network) and ``bench.op_modules`` (single ops, folded). Where
-there is no cuDNN the fused form computes the same with separate layers, so that it can be checked anywhere.
+Modules come from ``bench.plain``. Where there is no cuDNN the fused form computes the same with separate layers, so
+that it can be checked anywhere.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slowfast_kernels import autotune
-from slowfast_kernels.bench import op_modules, peer_model
-from slowfast_kernels.ops._registration import as_triple
+from slowfast_kernels.bench import plain
+from slowfast_kernels.ops._spec import as_triple
 
 # --- convolutions as 2-D ones ------------------------------------------------------------------------------
 
@@ -177,18 +177,13 @@ class FusedLateral(nn.Module):
 
 def _fused_one(module: nn.Module) -> nn.Module | None:
     """The fused form of a layer that is known as a whole, else None."""
-    if isinstance(module, peer_model.PlainBlock | op_modules._Block):
+    if isinstance(module, plain.Block):
         return FusedBlock(module)
-    if isinstance(module, peer_model.PlainStem):
-        return nn.Sequential(ViewConv(module.conv, True), views_2d(module.pool))
-    if isinstance(module, op_modules._Stem):
-        pools = [ViewPool((1, 3, 3), (1, 2, 2), (0, 1, 1))] if module.pool else []
-        return nn.Sequential(ViewConv(module.conv, module.relu), *pools)
-    if isinstance(module, peer_model.PlainLateral):
-        return FusedLateral(module.conv, isinstance(module.relu, nn.ReLU))
-    if isinstance(module, op_modules._Lateral):
+    if isinstance(module, plain.Stem):
+        return nn.Sequential(ViewConv(module.conv, module.relu), views_2d(module.pool))
+    if isinstance(module, plain.Lateral):
         return FusedLateral(module.conv, module.relu)
-    if isinstance(module, op_modules._Conv):
+    if isinstance(module, plain.Conv):
         return ViewConv(module.conv, module.relu)
     return None
 

@@ -94,7 +94,7 @@ def _child(name: str, who: str, dtype: str, *numbers: str) -> dict[str, Any]:
     import torch
 
     from slowfast_kernels import freeze, models
-    from slowfast_kernels.bench.peer_model import PlainSlowFast
+    from slowfast_kernels.bench import plain
     from slowfast_kernels.bench.subject import clips
 
     threads, calls, batch, frames, crop = map(int, numbers)
@@ -118,7 +118,7 @@ def _child(name: str, who: str, dtype: str, *numbers: str) -> dict[str, Any]:
         size = 2 if dtype == "bf16" else 4
     else:
         peer = peers.PEERS[who]
-        call = peer.build(PlainSlowFast(model, fold=peer.folded), inputs, dtype, threads)
+        call = peer.build(plain.SlowFast(model, fold=peer.folded), inputs, dtype, threads)
         size = 4  # peers keep float32 weights and cast them in the call
     del model
     settle()

@@ -13,7 +13,7 @@ from slowfast_kernels import report
 from slowfast_kernels.bench import peers, registry
 from slowfast_kernels.bench.compare import Builder, builder, compare, derive
 from slowfast_kernels.bench.harness import FP32_LIMIT, Contender, Machine
-from slowfast_kernels.bench.op_modules import op_module
+from slowfast_kernels.bench.plain import op_module
 from slowfast_kernels.bench.roofline import DIRECT_FLOOR, PEAKS
 from slowfast_kernels.bench.tables import median_and_spread, number, parity, percent, times_faster
 from slowfast_kernels.ops._cases import Args

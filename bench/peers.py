@@ -1,6 +1,6 @@
 """Other ways to run the same layers: torch eager, compiled and on cuDNN, ONNX Runtime, OpenVINO, torchvision.
 
-Each peer turns a plain torch module (``peer_model``, ``op_modules``) and example inputs into a callable. What it does
+Each peer turns a plain torch module (plain.py) and example inputs into a callable. What it does
 once (conversion, folding, compilation, layout of the weights) is not timed; all use the same number of threads, the
 same inputs and the same weights, and each runs as its own documentation says it runs fastest. One that cannot run here
 raises `Unavailable` when it is built, with the reason.
@@ -73,7 +73,7 @@ def channels_last(inputs: Sequence[Tensor]) -> list[Tensor]:
 def channels_last_weights(module: nn.Module) -> nn.Module:
     """The module with its convolutions' weights in channels_last_3d memory."""
     # torch's own annotations of Module.to leave memory_format alone out
-    return module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload, no-any-return]
+    return module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
 
 def placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:

@@ -1,22 +1,19 @@
 """What can be measured: every registered op, its real SlowFast calls, its providers and its least work.
 
-All of it comes from ``slowfast_kernels.ops``: a new op appears here by having ``cases.py`` and ``cost.py``.
+All of it comes from ``slowfast_kernels.ops``: a new op appears here by having ``cases.py``.
 """
 
-import contextlib
 import fnmatch
-import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from slowfast_kernels import backends, ops
 from slowfast_kernels.bench.harness import DTYPES
-from slowfast_kernels.ops._cases import Case, Cost, cases_of, cost_of, op_names
-from slowfast_kernels.ops._registration import OPS
+from slowfast_kernels.ops._cases import Case, Cost, call_of, cases_of, cost_of, op_names
+from slowfast_kernels.ops._registration import OPS, has_convolutions
 
 #: The C++ provider with weights packed beforehand, as a frozen model holds them.
 PACKED = "cpu_packed"
@@ -78,72 +75,39 @@ def providers(op: str) -> list[str]:
         return name == "reference" or (backends.unavailable(name) is None and not backends.simulated(name))
 
     names = [n for n in OPS[op].providers if runs(n)]
-    return names + ([PACKED] if "cpu" in names and _packs(op) else [])
+    return names + ([PACKED] if "cpu" in names and prepares(op) else [])
+
+
+def prepares(op: str) -> bool:
+    """Whether the op has weights that a provider brings into its kernels' order."""
+    return has_convolutions(OPS[op].spec)
 
 
 def runner(entry: Entry, provider: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
     """The public function as a callable without arguments, on one provider, without gradients."""
+    if provider == PACKED:
+        return prepared(entry, "cpu", args, kwargs)
     function = getattr(ops, entry.op)
-    backend = "cpu" if provider == PACKED else provider
-    if provider != PACKED:
 
-        def run() -> Any:
-            with torch.inference_mode(), backends.use_backend(backend):
-                return function(*args, **kwargs)
-
-        return run
-    memory: dict[tuple[Any, ...], Any] = {}
-
-    def run_packed() -> Any:
-        with torch.inference_mode(), backends.use_backend(backend), _packing_once(memory):
+    def run() -> Any:
+        with torch.inference_mode(), backends.use_backend(provider):
             return function(*args, **kwargs)
 
-    return run_packed
+    return run
 
 
-# --- weights packed once -----------------------------------------------------------------------------------
+def prepared(entry: Entry, provider: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
+    """The same with weights prepared beforehand, as a frozen model holds them; of ops that have none, the function."""
+    if not prepares(entry.op):
+        return runner(entry, provider, args, kwargs)
+    call = call_of(entry.op, args, kwargs)
+    assert call is not None
+    called, inputs, spec = call
+    with backends.use_backend(provider):
+        op: Any = ops.prepare(spec, inputs[0].dtype, inputs[0].device)
 
+    def run() -> Any:
+        with torch.inference_mode():
+            return op(*inputs) if called.name == entry.op else op.in_place(*inputs)
 
-def _cpu_modules() -> list[Any]:
-    found = []
-    for name in op_names():
-        with contextlib.suppress(ImportError):
-            found.append(importlib.import_module(f"slowfast_kernels.ops.{name}.cpu"))
-    return found
-
-
-def _packs(op: str) -> bool:
-    """Whether the op's C++ provider packs weights at each call: its own pack, or that of the convolution."""
-    try:
-        module = importlib.import_module(f"slowfast_kernels.ops.{op}.cpu")
-    except ImportError:
-        return False
-    return hasattr(module, "pack") or hasattr(getattr(module, "conv", None), "pack")
-
-
-@contextlib.contextmanager
-def _packing_once(memory: dict[tuple[Any, ...], Any]) -> Iterator[None]:
-    """While open, the C++ providers' ``pack`` functions remember their results in ``memory``."""
-    patched = [(m, m.pack) for m in _cpu_modules() if hasattr(m, "pack")]
-    try:
-        for module, pack in patched:
-            module.pack = _remembering(pack, memory)
-        yield
-    finally:
-        for module, pack in patched:
-            module.pack = pack
-
-
-def _remembering(pack: Callable[..., Any], memory: dict[tuple[Any, ...], Any]) -> Callable[..., Any]:
-    def remembered(*args: Any, **kwargs: Any) -> Any:
-        # The tensors stay alive in the call's arguments, so their addresses name them.
-        key = (id(pack), *_addresses(args), *_addresses(tuple(kwargs.values())))
-        if key not in memory:
-            memory[key] = pack(*args, **kwargs)
-        return memory[key]
-
-    return remembered
-
-
-def _addresses(values: Sequence[Any]) -> tuple[Any, ...]:
-    return tuple(v.data_ptr() if isinstance(v, Tensor) else str(v) for v in values)
+    return run

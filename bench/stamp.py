@@ -68,7 +68,9 @@ def stamp_lines(stamp: Mapping[str, Any]) -> list[str]:
 def _older(library: Path) -> str:
     """What to say of a library whose sources changed after it was built."""
     sources = Path(__file__).resolve().parents[1] / "csrc"
-    times = [p.stat().st_mtime for folder in ("cuda", "bindings") for p in (sources / folder).glob("*.*")]
+    times = [
+        p.stat().st_mtime for folder in ("cuda", "bindings", "common") for p in (sources / folder).glob("*.*")
+    ]
     stale = library.exists() and bool(times) and max(times) > library.stat().st_mtime
     return " (older than its sources)" if stale else ""
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from slowfast_kernels import freeze, models, report
+from slowfast_kernels.bench import plain
 from slowfast_kernels.bench.harness import DTYPES
-from slowfast_kernels.bench.peer_model import PlainSlowFast, plain_stage, trained_like
 from slowfast_kernels.models.config import ModelConfig
+from slowfast_kernels.nn import ConvBN
 
 
 def described(name: str, frames: int, crop: int, batch: int, threads: int) -> str:
@@ -46,9 +47,39 @@ def lateral_maps(model: Any, batch: int, generator: torch.Generator) -> list[lis
     return found
 
 
-def plain_stages(stages: nn.Module, fold: bool) -> nn.Module:
-    """Stages of a pathway one after the other, as torch's own layers."""
-    return nn.Sequential(*(plain_stage(stage, fold) for stage in stages.children()))  # type: ignore[arg-type]
+def trained_like(model: Any, seed: int = 0, crop: int = 64) -> Any:
+    """The model with batch norms as after training: running statistics that fit its activations, and weights
+    that are neither one nor zero. In eval mode afterwards.
+
+    A fresh network ends every residual branch with a zero weight: what happens inside would not reach the
+    outputs, and a parity check would see nothing.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(like: Tensor, low: float, high: float) -> Tensor:
+        return torch.rand(like.shape, generator=generator) * (high - low) + low
+
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm3d)]
+    last = {id(m.last.bn) for m in model.modules() if hasattr(m, "last") and isinstance(m.last, ConvBN)}
+    with torch.no_grad():
+        for bn in norms:
+            top = 0.6 if id(bn) in last else 1.4
+            bn.weight.copy_(uniform(bn.weight, 0.5 * top, top))
+            bn.bias.copy_(uniform(bn.bias, -0.3, 0.3))
+            bn.reset_running_stats()
+        momentum = [bn.momentum for bn in norms]
+        for bn in norms:
+            bn.momentum = None  # the running statistics become those of this one batch
+        config = model.config
+        clips = []
+        for p in config.pathways:
+            shape = (1, config.pathway(p).in_channels, config.frames_of(p), crop, crop)
+            clips.append(torch.randn(shape, generator=generator))
+        model.train()
+        model.forward_features(clips if len(clips) > 1 else clips[0])
+        for bn, value in zip(norms, momentum, strict=True):
+            bn.momentum = value
+    return model.eval()
 
 
 @dataclass
@@ -98,9 +129,9 @@ class Subject:
         """The frozen model."""
         return freeze(self.model, DTYPES[dtype])
 
-    def twin(self, folded: bool) -> PlainSlowFast:
+    def twin(self, folded: bool) -> plain.SlowFast:
         """A fresh plain twin of the model."""
-        return PlainSlowFast(self.model, fold=folded)
+        return plain.SlowFast(self.model, fold=folded)
 
     @cached_property
     def macs(self) -> int:

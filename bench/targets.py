@@ -91,7 +91,7 @@ class Row:
         if self.dry:
             return "dry run"
         if self.ratio is None:
-            return "not measured" if self.error is None else "parity red"
+            return "not yet measured" if self.error is None else "parity red"
         return "no target" if self.target is None else "met" if self.met else "missed"
 
     @property

@@ -30,7 +30,7 @@ def roi_align(
 
     In float32 whatever the maps are, as under torchvision's autocast: it has no bfloat16 kernel."""
     out = torch.ops.torchvision.roi_align(maps.float(), rois.float(), scale, *bins, ratio, aligned)
-    return out.to(maps.dtype)  # type: ignore[no-any-return]
+    return out.to(maps.dtype)
 
 
 @functools.cache

@@ -1,26 +1,14 @@
-"""Our kernels made ready for measuring: compiled ahead by several threads, weights packed once."""
+"""Our kernels made ready for measuring: compiled ahead by several threads."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from torch import Tensor
-
 from slowfast_kernels import autotune, backends
-
-#: Modules whose ``pack`` brings a call's weights into the kernels' order.
-PACKING = (
-    "conv_bn_act3d.triton",
-    "bottleneck3d.triton",
-    "bottleneck3d.cuda",
-    "stem3d.cuda",
-    "lateral_fusion.cuda",
-)
 
 
 @contextlib.contextmanager
@@ -49,48 +37,10 @@ def compiling_ahead() -> Iterator[bool]:
     try:
         # A kernel that does not compile says so when it is called.
         with ThreadPoolExecutor(jobs) as pool, AsyncCompileMode(pool, ignore_errors=True):
-            JITFunction.run = compiling  # type: ignore[method-assign]
+            JITFunction.run = compiling
             try:
                 yield True
             finally:
-                JITFunction.run = launching  # type: ignore[method-assign]
+                JITFunction.run = launching
     finally:
-        JITFunction.run = launching  # type: ignore[method-assign]
-
-
-@contextlib.contextmanager
-def packing_once() -> Iterator[None]:
-    """While open, weights are packed at the first call and kept, as a frozen model holds them: the functional ops
-    pack theirs at every call."""
-    modules: list[Any] = []
-    for name in PACKING:
-        with contextlib.suppress(ImportError):
-            modules.append(importlib.import_module(f"slowfast_kernels.ops.{name}"))
-    before = [(module, module.pack) for module in modules]
-    memory: dict[tuple[Any, ...], tuple[Any, Any]] = {}
-    try:
-        for module, pack in before:
-            module.pack = _remembering(pack, memory)
-        yield
-    finally:
-        for module, pack in before:
-            module.pack = pack
-
-
-def _remembering(
-    pack: Callable[..., Any], memory: dict[tuple[Any, ...], tuple[Any, Any]]
-) -> Callable[..., Any]:
-    def remembered(*args: Any, **kwargs: Any) -> Any:
-        key = (id(pack), *map(_name, args), *((k, _name(v)) for k, v in sorted(kwargs.items())))
-        if key not in memory:
-            # The arguments are kept as well: their addresses stand for them.
-            memory[key] = (pack(*args, **kwargs), (args, kwargs))
-        return memory[key][0]
-
-    return remembered
-
-
-def _name(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.data_ptr(), tuple(value.shape), value.stride(), value.dtype
-    return str(value)
+        JITFunction.run = launching

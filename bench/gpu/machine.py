@@ -28,7 +28,7 @@ from slowfast_kernels.bench.harness import (
     repeats_for,
 )
 from slowfast_kernels.ops._cases import Args, Case, Draw
-from slowfast_kernels.plans.graph import captured
+from slowfast_kernels.plans.capture import captured
 from slowfast_kernels.testing import poisoned_memory
 
 #: How values are stored and multiplied. "tf32" is float32 in memory with products rounded to 11 bits.

@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from slowfast_kernels import backends, ops, testing
 from slowfast_kernels.bench import peers, registry, roi_peers
 from slowfast_kernels.bench.compare import Builder, builder, compare
-from slowfast_kernels.bench.gpu import kernels
 from slowfast_kernels.bench.gpu.items import Item
 from slowfast_kernels.bench.gpu.machine import DTYPES, GpuMachine
 from slowfast_kernels.bench.harness import Contender, detached
-from slowfast_kernels.bench.op_modules import op_module
+from slowfast_kernels.bench.plain import op_module
 from slowfast_kernels.bench.registry import Entry
 from slowfast_kernels.bench.targets import PROVIDERS
 from slowfast_kernels.ops._cases import Args, Case, bytes_of, cases_of, op_names
@@ -74,8 +74,7 @@ def measure_call(machine: GpuMachine, entry: Entry, batch: int) -> dict[str, Any
     builders = ours(entry, sets) | _peers(machine, entry, sets)
     # Boxes and indices computed by kernels that only compile would lead others astray.
     ahead = () if op.startswith("roi") else PROVIDERS
-    with kernels.packing_once():
-        return compare(machine, builders, exact, yardstick, compiled_ahead=ahead, **said)
+    return compare(machine, builders, exact, yardstick, compiled_ahead=ahead, **said)
 
 
 def exact_of(machine: GpuMachine, entry: Entry, call: Args) -> Any:
@@ -88,8 +87,7 @@ def exact_of(machine: GpuMachine, entry: Entry, call: Args) -> Any:
 
 def _widened(call: Args) -> Args:
     args, kwargs = call
-    wide = tuple(a.float() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
-    return wide, kwargs
+    return pytree.tree_map_only(Tensor, lambda a: a.float() if a.is_floating_point() else a, args), kwargs
 
 
 def reference_of(entry: Entry, call: Args) -> Any:
@@ -99,7 +97,12 @@ def reference_of(entry: Entry, call: Args) -> Any:
 
 def ours(entry: Entry, sets: Sequence[Args]) -> dict[str, Builder]:
     """Our providers as contenders, each on its sets of inputs."""
-    return {p: builder(p, *(registry.runner(entry, p, *s) for s in sets), ours=True) for p in PROVIDERS}
+    return {p: functools.partial(_own, entry, p, sets) for p in PROVIDERS}
+
+
+def _own(entry: Entry, provider: str, sets: Sequence[Args]) -> Contender:
+    runner = registry.runner if provider == "reference" else registry.prepared
+    return Contender(provider, [runner(entry, provider, *s) for s in sets], ours=True)
 
 
 def _peers(machine: GpuMachine, entry: Entry, sets: Sequence[Args]) -> dict[str, Builder]:
