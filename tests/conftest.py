@@ -50,6 +50,10 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="no CUDA device is available"))
 
 
+#: Backends whose absence is a failure: SLOWFAST_REQUIRE=cpu,triton,cuda, as `make test` has it.
+REQUIRED = os.environ.get("SLOWFAST_REQUIRE", "").split(",")
+
+
 @pytest.fixture(autouse=True)
 def seeded_and_poisoned():
     random.seed(0)
@@ -61,8 +65,14 @@ def seeded_and_poisoned():
 
 @pytest.fixture
 def provider(request):
-    """Runs the test's ops on the provider it is parametrised with; skips where this machine lacks it."""
-    reason = provider_missing(request.param)
+    """Runs the test's ops on the provider it is parametrised with. Skips where this machine lacks it, or fails where
+    `REQUIRED` says that it must not.
+    """
+    backend = request.param.partition(":")[0]
+    missing = provider_missing(backend)
+    if missing and backend in REQUIRED:
+        pytest.fail(f"provider {backend}, which SLOWFAST_REQUIRE asks for: {missing}")
+    reason = missing or provider_missing(request.param)
     if reason:
         pytest.skip(f"provider {request.param}: {reason}")
     with use_provider(request.param):
@@ -70,7 +80,7 @@ def provider(request):
 
 
 def pytest_terminal_summary(terminalreporter):
-    reasons = Counter()
+    reasons: Counter[str] = Counter()
     for report in terminalreporter.stats.get("skipped", []):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         reasons[reason.removeprefix("Skipped: ")] += 1

@@ -66,7 +66,7 @@ def make_video(
     with av.open(str(path), "w", format=container_format, options=container_options) as out:
         video = out.add_stream(codec, rate=fps)
         video.width, video.height, video.pix_fmt = width, height, pixels
-        video.options = {"g": "12"} if options is None else options
+        video.options = {"g": "12"} if options is None else {**options}
         base = Fraction(1, fps) if times is None else Fraction(1, 1000)
         video.codec_context.time_base = base
         sound = out.add_stream("aac", rate=16000) if audio else None

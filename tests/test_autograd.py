@@ -7,7 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from slowfast_kernels import ops
 from slowfast_kernels.ops._cases import cases_of
-from slowfast_kernels.testing import RecordCalls, with_gradients
+from slowfast_kernels.ops._registration import RecordCalls
+from slowfast_kernels.testing import with_gradients
 
 OPS = {"stem3d": "odd", "conv_bn_act3d": "3x3x3", "bottleneck3d": "projection", "lateral_fusion": "odd",
        "pool_concat_head": "odd"}  # fmt: skip

@@ -68,7 +68,7 @@ def test_named_provider_never_falls_back(monkeypatch):
         use_backend("cpu"),
         pytest.raises(
             RuntimeError,
-            match=r"slowfast::conv_bn_act3d cannot run here \(cpu: x is torch\.float64, the C\+\+ kernels",
+            match=r"slowfast::conv_bn_act3d cannot run here \(cpu: the maps are float64, the C\+\+ kernels",
         ),
     ):
         ops.conv_bn_act3d(X.double(), W.double())

@@ -117,7 +117,7 @@ def test_inductor():
 
     def block(cin, inner):
         a, b, c = weight(inner, cin, 3, 1, 1), weight(inner, inner, 1, 3, 3), weight(cin, inner, 1, 1, 1)
-        return (a, None, None, b, None, None, c, None, None)
+        return a, b, c
 
     weights = {
         "stem slow": weight(16, 3, 1, 7, 7),

@@ -6,18 +6,18 @@ value. So each argument is changed on its own, and the result must be the refere
 """
 
 import inspect
+from typing import Any
 
 import pytest
 import torch
 
 from ops.parity import check_gradients, outputs
 from slowfast_kernels import backends, ops, use_backend
-from slowfast_kernels.ops._cases import Draw, contracts_of, op_names
-from slowfast_kernels.ops._registration import OPS
+from slowfast_kernels.ops._cases import Draw, call_of, contracts_of, op_names, refused_of
+from slowfast_kernels.ops._registration import OPS, RecordCalls
 from slowfast_kernels.precision import fp32_precision
 from slowfast_kernels.testing import (
     PROVIDERS,
-    RecordCalls,
     assert_close,
     assert_no_worse,
     provider_device,
@@ -26,10 +26,14 @@ from slowfast_kernels.testing import (
 )
 
 # arguments that cannot change a result, and why
-EXEMPT = {}
+EXEMPT: dict[str, dict[str, str]] = {}
 
 CONTRACTS = [(op, kind) for op in op_names() for kind in contracts_of(op)]
-each_contract = pytest.mark.parametrize("op, kind", CONTRACTS, ids="-".join)
+each_contract = pytest.mark.parametrize("op, kind", CONTRACTS)
+
+
+def name_of(value):
+    return str(value).removeprefix("torch.")
 
 
 def call(op, arguments):
@@ -95,37 +99,51 @@ def test_every_change_changes_the_reference(op, kind):
         assert differ(calls[0][2], result), f"{op}: the reference gives the same with and without {name}"
 
 
-def refusal(provider, error):
-    """The sentence with which the CUDA kernels, made for the network's own shapes, refuse a call."""
-    if provider != "cuda" or "cannot run here (cuda: " not in str(error):
-        raise error
-    return str(error)
+def refused(op, kind, name, provider, dtype):
+    """What the provider says to a call that it does not take, as the op's `REFUSED` has it, else None."""
+    return refused_of(op, provider.partition(":")[0], f"{kind}, {name}", dtype)
 
 
-def skip_if_all(refused, calls):
-    if refused and len(refused) == len(list(calls)):
-        pytest.skip(f"every call was refused: {refused[0]}")
+def computed(fn, expected, provider, what):
+    """What ``fn`` returns, or None where it is refused as expected: in those words, and never otherwise."""
+    try:
+        result = fn()
+    except RuntimeError as error:
+        said = str(error).partition(f"cannot run here ({provider.partition(':')[0]}: ")[2][:-1]
+        if not said or said != expected:
+            raise
+        return None
+    assert expected is None, f"{what}: expected to be refused ({expected}), was computed"
+    return result
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@each_contract
-@pytest.mark.parametrize("provider", [p for p in PROVIDERS if p != "reference"], indirect=True)
+def providers_of(op):
+    return [p for p in PROVIDERS if p != "reference" and p.partition(":")[0] in OPS[op].providers]
+
+
+#: (provider, op, kind): of the providers that an op has, those that take some call of the contract.
+OBEYED = [
+    (provider, op, kind, dtype)
+    for dtype in (torch.float32, torch.bfloat16)
+    for op, kind in CONTRACTS
+    for provider in providers_of(op)
+    if refused(op, kind, "as it is", provider, dtype) is None
+]
+
+
+@pytest.mark.parametrize("provider, op, kind, dtype", OBEYED, ids=name_of, indirect=["provider"])
 def test_provider_obeys_every_argument(provider, op, kind, dtype):
-    if OPS[op].providers.get(provider.partition(":")[0]) is None:
-        pytest.skip(f"{op} has no provider {provider.partition(':')[0]}")
-    refused = []
     for name, arguments in variants(op, kind, dtype, provider_device(provider)):
-        try:
-            with fp32_precision("ieee"):  # tf32 is less exact than this asks for
-                got = call(op, arguments)
-        except RuntimeError as error:
-            refused.append(refusal(provider, error))
+        what = f"{op} with {name} on {provider}"
+        with fp32_precision("ieee"):  # tf32 is less exact than this asks for
+            said = refused(op, kind, name, provider, dtype)
+            got = computed(lambda a=arguments: call(op, a), said, provider, what)
+        if got is None:
             continue
         with use_backend("reference"):
             exact, peer = call(op, to_float64(arguments)), call(op, arguments)
         assert len(got) == len(exact)
         for g, e, p in zip(got, exact, peer, strict=True):
-            what = f"{op} with {name} on {provider}"
             assert g.dtype == p.dtype, f"{what}: expected {p.dtype}, got {g.dtype}"
             assert g.shape == e.shape, f"{what}: expected shape {tuple(e.shape)}, got {tuple(g.shape)}"
             if not g.is_floating_point():
@@ -134,7 +152,23 @@ def test_provider_obeys_every_argument(provider, op, kind, dtype):
                 assert_close(g, e, bound=1e-5, what=what)
             else:
                 assert_no_worse(g, p, e, what=what)
-    skip_if_all(refused, variants(op, kind, dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=name_of)
+@pytest.mark.parametrize(
+    "provider, op, kind",
+    [(name, op, kind) for op, kind in CONTRACTS for name in OPS[op].providers if name != "reference"],
+    indirect=["provider"],
+)
+def test_what_is_refused(provider, op, kind, dtype):
+    """The sentences of `REFUSED` and no others, whichever argument is changed."""
+    said, expected = {}, {}
+    for name, arguments in variants(op, kind, dtype, provider_device(provider)):
+        made = call_of(op, (), arguments)
+        if made is not None:
+            said[name] = made[0].providers[provider].refuses(*made[1], made[2])
+            expected[name] = refused(op, kind, name, provider, dtype)
+    assert said == expected
 
 
 @each_contract
@@ -168,32 +202,35 @@ def test_an_ignored_argument_is_noticed(op, kind, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "op, kind",
-    [c for c in CONTRACTS if with_gradients(contracts_of(c[0])[c[1]](Draw()).base)[1]],
-    ids="-".join,
+    "provider, op, kind",
+    [
+        (provider, op, kind)
+        for provider, op, kind, dtype in OBEYED
+        if dtype == torch.float32 and with_gradients(contracts_of(op)[kind](Draw()).base)[1]
+    ],
+    indirect=["provider"],
 )
-@pytest.mark.parametrize("provider", [p for p in PROVIDERS if p != "reference"], indirect=True)
 def test_gradient_obeys_every_argument(provider, op, kind):
-    if OPS[op].providers.get(provider.partition(":")[0]) is None:
-        pytest.skip(f"{op} has no provider {provider.partition(':')[0]}")
-    refused = []
     for name, arguments in variants(op, kind, device=provider_device(provider)):
         if arguments.get("out") is None:
-            try:
-                check_gradients(op, (), arguments, 1e-5, f"{op} with {name} on {provider}")
-            except RuntimeError as error:
-                refused.append(refusal(provider, error))
-    skip_if_all(refused, [v for _, v in variants(op, kind) if v.get("out") is None])
+            what = f"{op} with {name} on {provider}"
+            said = refused(op, kind, name, provider, torch.float32)
+
+            def obeys(arguments=arguments, what=what):
+                check_gradients(op, (), arguments, 1e-5, what)
+                return True
+
+            computed(obeys, said, provider, what)
 
 
 def test_every_schema_argument_takes_several_values():
     """The calls above reach every argument of the registered ops' schemas with more than one value."""
-    values = {}
+    values: dict[tuple[str, str], list[Any]] = {}
     for op, kind in CONTRACTS:
         for _, arguments in variants(op, kind):
-            given, leaves = fresh(arguments), []
+            given = fresh(arguments)
             if arguments.get("out") is None:
-                given, leaves = with_gradients(given)
+                given, _ = with_gradients(given)
             with RecordCalls() as record:
                 results = outputs(getattr(ops, op)(**given))
                 results = [r for r in results if r.requires_grad]
@@ -207,10 +244,12 @@ def test_every_schema_argument_takes_several_values():
                         seen = values.setdefault((name, argument.name), [])
                         if not any(same(value, other) for other in seen):
                             seen.append(value)
-    for name, op in OPS.items():
-        if set(op.providers) == {"reference"}:  # a gradient in plain PyTorch: no kernel to read it wrongly
+    for name, registered in OPS.items():
+        if set(registered.providers) == {
+            "reference"
+        }:  # a gradient in plain PyTorch: no kernel to read it wrongly
             continue
-        for argument in op.handle._schema.arguments:
+        for argument in registered.handle._schema.arguments:
             seen = values.get((name, argument.name), [])
             assert len(seen) > 1, (
                 f"{name}: argument {argument.name!r} takes {len(seen)} value(s) in the contract"

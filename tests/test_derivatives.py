@@ -6,12 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.autograd import forward_ad
+from torch.utils import _pytree as pytree
 
 from slowfast_kernels import backends, models, ops, use_backend
 from slowfast_kernels.backends import Provider
 from slowfast_kernels.ops._cases import Draw, contracts_of, op_names
-from slowfast_kernels.ops._registration import OPS
-from slowfast_kernels.testing import RecordCalls, relative_l2, to_float64
+from slowfast_kernels.ops._registration import OPS, RecordCalls
+from slowfast_kernels.testing import relative_l2, to_float64
 
 DIFFERENTIABLE = [op for op in op_names() if op != "pack_pathways"]  # its pixels are integers
 #: arguments of a public function that get no gradient
@@ -32,9 +33,10 @@ each_op = pytest.mark.parametrize("op", DIFFERENTIABLE)
 
 def leaves_of(call):
     """The call with its floating-point tensors as leaves, and these."""
-    fresh = {k: v.detach().clone() if isinstance(v, torch.Tensor) else v for k, v in call.items()}
-    leaves = [v for k, v in fresh.items() if isinstance(v, torch.Tensor) and k not in CONSTANT]
-    return fresh, [v.requires_grad_() for v in leaves if v.is_floating_point()]
+    fresh = pytree.tree_map_only(torch.Tensor, lambda v: v.detach().clone(), call)
+    leaves = pytree.tree_leaves({k: v for k, v in fresh.items() if k not in CONSTANT})
+    floating = [v for v in leaves if isinstance(v, torch.Tensor) and v.is_floating_point()]
+    return fresh, [v.requires_grad_() for v in floating]
 
 
 def plain(op, call):
@@ -42,7 +44,7 @@ def plain(op, call):
     with RecordCalls() as record, torch.no_grad(), use_backend("reference"):
         getattr(ops, op)(**call)
     ((name, args),) = record.calls
-    out = OPS[name].reference(*args)
+    out = OPS[name].flat_reference(*args)
     return out if isinstance(out, torch.Tensor) else out[0]
 
 
@@ -91,10 +93,11 @@ def test_second_derivatives_under_cpu(op):
 @each_op
 def test_gradgradcheck(op):
     call, leaves = leaves_of(to_float64(variants(op)[0]))
-    names = [k for k, v in call.items() if any(v is leaf for leaf in leaves)]
+    each, treespec = pytree.tree_flatten(call)
 
     def function(*values):
-        return getattr(ops, op)(**call | dict(zip(names, values, strict=True)))
+        given = dict(zip(map(id, leaves), values, strict=True))
+        return getattr(ops, op)(**pytree.tree_unflatten([given.get(id(v), v) for v in each], treespec))
 
     assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
 
@@ -141,10 +144,10 @@ def test_gradient_penalty_of_a_model(name):
     ends = []
     for step in (1e-5, -1e-5):
         with torch.no_grad():
-            weight += step * direction
+            weight.add_(step * direction)
         ends.append(penalty().item())
         with torch.no_grad():
-            weight -= step * direction
+            weight.sub_(step * direction)
     expected = (ends[0] - ends[1]) / 2e-5
     assert abs(expected) > 1e-8
     assert (got * direction).sum().item() == pytest.approx(expected, rel=1e-5)
@@ -157,7 +160,7 @@ def as_function(op):
     """The op's base call in float64 as a function of its first tensor, and that tensor."""
     call, leaves = leaves_of(to_float64(variants(op)[0]))
     name = next(k for k, v in call.items() if v is leaves[0])
-    rest = {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in call.items()}
+    rest = pytree.tree_map_only(torch.Tensor, lambda v: v.detach(), call)
     return lambda x: (getattr(ops, op)(**rest | {name: x}) * 2).tanh(), leaves[0].detach()
 
 
@@ -166,10 +169,10 @@ def test_forward_mode(op):
     """<J v, u> = <v, J' u>, in forward mode by itself and through torch.func."""
     function, x = as_function(op)
     v = torch.randn_like(x)
-    out, pull = torch.func.vjp(function, x)
+    out, pull = torch.func.vjp(function, x)  # type: ignore[misc]  # a third result comes only with has_aux
     u = torch.randn_like(out)
     expected = (pull(u)[0] * v).sum()
-    value, pushed = torch.func.jvp(function, (x,), (v,))
+    value, pushed = torch.func.jvp(function, (x,), (v,))  # type: ignore[misc]
     assert torch.allclose(value, function(x)) and relative_l2((pushed * u).sum(), expected) < 1e-9
     with forward_ad.dual_level():
         pushed = forward_ad.unpack_dual(function(forward_ad.make_dual(x, v))).tangent
@@ -201,7 +204,8 @@ def test_torch_func(op):
     assert relative_l2(torch.func.grad(value)(x), expected) < 1e-12
     v = torch.randn_like(x)
     (second,) = torch.autograd.grad(expected, live, v)
-    _, got = torch.func.jvp(torch.func.grad(value), (x,), (v,))  # a product with the Hessian
+    # a product with the Hessian
+    _, got = torch.func.jvp(torch.func.grad(value), (x,), (v,))  # type: ignore[misc]
     assert second.abs().max() > 0 and relative_l2(got, second) < 1e-9
     batch = torch.stack([x, v])
     assert torch.equal(torch.vmap(function)(batch), torch.stack([function(x), function(v)]))

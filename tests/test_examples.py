@@ -26,7 +26,13 @@ def test_says_what_it_shows_and_how_it_is_run(script):
 
 
 def test_every_script_is_tried_below():
-    tried = {"accelerate_a_model.py", "train_a_block.py", "video_to_scores.py", "profile_an_op.py"}
+    tried = {
+        "accelerate_a_model.py",
+        "train_a_block.py",
+        "video_to_scores.py",
+        "profile_an_op.py",
+        "freeze_your_own.py",
+    }
     assert set(SCRIPTS) - tried == {"render_clip.py"}  # whose clip the demo and the next tests decode
 
 

@@ -4,6 +4,7 @@ import copy
 import resource
 import threading
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ needs_cpu = pytest.mark.skipif(
 )
 
 SMALL = {"crop": 64, "frames": 16, "classes": 11, "blocks": (2, 1, 1, 1)}
-MODELS = {
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "slowfast": ("slowfast_8x8_r50", {}),
     "slowfast, alpha 8": ("slowfast_4x16_r50", {}),
     "all of depth 50": ("slowfast_8x8_r50", {"blocks": (3, 4, 6, 3)}),

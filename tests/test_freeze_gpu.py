@@ -1,6 +1,7 @@
 """Frozen models on the GPU kernels, which the CPU runs in Triton's interpreter and in the CUDA emulator."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -8,10 +9,11 @@ from torch.nn import functional as F
 
 import slowfast_kernels as sf
 from slowfast_kernels import backends
-from slowfast_kernels.plans.cudnn import CudnnConv
-from slowfast_kernels.plans.gpu import GpuNetwork
-from slowfast_kernels.plans.gpu_blocks import _Geometry
-from slowfast_kernels.plans.graph import captured
+from slowfast_kernels.ops import ConvSpec
+from slowfast_kernels.ops.conv_bn_act3d.cudnn import CudnnConv
+from slowfast_kernels.plans.capture import captured
+from slowfast_kernels.plans.gpu import GpuTarget
+from slowfast_kernels.plans.network import Network
 from slowfast_kernels.plans.plan import Instance, Plan
 from slowfast_kernels.precision import fp32_precision
 from test_freeze import MODELS, call, clips_for, distance, reference, small_model
@@ -38,6 +40,12 @@ def logits(model):
     return model
 
 
+def planned(model, clips, dtype, providers=None):
+    network = Network(model.to(DEVICE), GpuTarget(torch.device(DEVICE), dtype, providers))
+    graph, inputs = network.graph((clips if len(clips) > 1 else clips[0],))
+    return network.plan(graph, inputs)
+
+
 @pytest.mark.parametrize("backend", [pytest.param(n, marks=needs[n]) for n in ("triton", "cuda")])
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
 def test_the_whole_of_slowfast_r50(backend, dtype):
@@ -51,7 +59,7 @@ def test_the_whole_of_slowfast_r50(backend, dtype):
     assert distance(scores.cpu(), expected) <= LIMITS[dtype]
     if backend == "cuda":
         ((plan, _),) = frozen._plans.values()
-        by_cuda = Counter(s.op for s in plan.steps if s.run.__name__ == "by_cuda")
+        by_cuda = Counter(s.op for s in plan.steps if s.provider == "cuda")
         half = dtype != torch.float32  # the kernels on tensor cores; laterals do float32 as well
         blocks = 16 + 3 + 4  # the Fast pathway's, and Slow res2 and res3
         assert by_cuda == Counter(lateral_fusion=4, stem3d=2 * half, bottleneck3d=blocks * half)
@@ -65,10 +73,9 @@ def test_chained_blocks():
     scores, steps, dtype = {}, {}, torch.bfloat16
     with torch.inference_mode():
         for form, providers in (("blocks", ("cuda", "triton")), ("chain", ("cuda", "chain", "triton"))):
-            network = GpuNetwork(model.to(DEVICE), dtype, providers)
-            plan = network.plan([x.shape for x in clips])
-            scores[form] = Instance(plan, torch.device(DEVICE)).run([*clips, None]).cpu()
-            steps[form] = Counter(s.stage for s in plan.steps if s.run.__name__ == "by_chain")
+            plan = planned(model, clips, dtype, providers)
+            scores[form] = Instance(plan, torch.device(DEVICE)).run(clips).cpu()
+            steps[form] = Counter(s.stage for s in plan.steps if s.provider == "cuda chain")
     assert steps == {"blocks": {}, "chain": {"res2.slow": 3, "res3.slow": 4}}
     expected = reference(model.cpu(), [x.cpu() for x in clips])
     for form, found in scores.items():
@@ -94,11 +101,10 @@ def test_two_dimensional_views(key):
     model = logits(tiny(key))
     clips = clips_for(model)
     with sf.use_backend("triton"), torch.inference_mode(), fp32_precision("ieee"):
-        network = GpuNetwork(model.to(DEVICE), torch.float32, ("convolutions", "cudnn"))
-        plan = network.plan([x.shape for x in clips])
-        scores = Instance(plan, DEVICE).run([*(x.to(DEVICE) for x in clips), None])
+        plan = planned(model, clips, torch.float32, ("convolutions", "cudnn"))
+        scores = Instance(plan, DEVICE).run([x.to(DEVICE) for x in clips])
     convs = [s for s in plan.steps if s.op.startswith("conv_")]
-    assert convs and all(s.run.__name__ == "by_cudnn" for s in convs)
+    assert convs and all(s.provider == "cudnn" for s in convs)
     assert any(s.produces is not None for s in convs)
     assert any(s.produces is None for s in convs) == (len(clips) == 2)  # into a slice of the Slow buffer
     assert distance(scores.cpu(), reference(model.cpu(), clips)) <= 1e-5
@@ -116,11 +122,13 @@ class TestCudnn:
     @pytest.fixture
     def conv(self):
         module = torch.nn.Conv3d(8, 8, (1, 3, 3), padding=(0, 1, 1))
-        return CudnnConv(module.weight, None, module.bias, _Geometry(module), torch.float32)
+        spec = ConvSpec((module.weight, None, module.bias), padding=(0, 1, 1))
+        return CudnnConv(spec, torch.float32, torch.device("cpu"))
 
     @pytest.mark.parametrize("mode, expected", [("ieee", "ieee"), ("tf32", "tf32"), ("bf16x3", "ieee")])
     def test_float32_is_multiplied_as_asked(self, conv, mode, expected, monkeypatch):
-        cudnn, seen = torch.backends.cudnn, []
+        cudnn: Any = torch.backends.cudnn
+        seen = []
         before = cudnn.benchmark, cudnn.conv.fp32_precision
 
         def relu(x, weight, bias, *more):
@@ -156,21 +164,21 @@ class Ordered(Instance):
 
     def __init__(self, plan: Plan, first: int) -> None:
         super().__init__(plan)
-        self.first, self.order = first, []
+        self.first = first
+        self.order: list[int] = []
 
     def run(self, inputs, times=None):
-        waits, done, result = self.plan.waits(), set(), None
+        waits, done = self.plan.waits(), set()
         queues = {s: [i for i, x in enumerate(self.plan.steps) if x.stream == s] for s in (0, 1)}
         while any(queues.values()):
             for stream in (self.first, 1 - self.first):
                 if queues[stream] and (waits[queues[stream][0]] is None or waits[queues[stream][0]] in done):
                     i = queues[stream].pop(0)
-                    value = self.step(i, inputs)
-                    result = value if i == len(self.plan.steps) - 1 else result
+                    self.step(i, inputs)
                     done.add(i)
                     self.order.append(i)
                     break
-        return result
+        return self.output(inputs)
 
 
 @needs["triton"]
@@ -179,13 +187,13 @@ def test_streams_may_run_at_their_own_pace():
     model = logits(tiny("slowfast"))
     clips = clips_for(model)
     with sf.use_backend("triton"), torch.inference_mode(), fp32_precision("ieee"):
-        plan = GpuNetwork(model, torch.float32).plan([x.shape for x in clips])
+        plan = planned(model, clips, torch.float32)
         assert {s.stream for s in plan.steps} == {0, 1}
-        expected = Instance(plan).run([*clips, None])
+        expected = Instance(plan).run(clips)
         orders = []
         for first in (0, 1):
             instance = Ordered(plan, first)
-            assert torch.equal(instance.run([*clips, None]), expected)
+            assert torch.equal(instance.run(clips), expected)
             orders.append(instance.order)
     assert orders[0] != orders[1] and orders[0] != sorted(orders[0])
     # the Fast pathway never waits for the Slow one: it may be over before the Slow stem begins
@@ -195,7 +203,7 @@ def test_streams_may_run_at_their_own_pace():
 
 
 def test_a_step_waits_for_the_other_stream_only_where_memory_is_shared():
-    plan = Plan(stream_of=lambda stage: int(stage == "side"))
+    plan = Plan()
     shape, dtype = (1, 8, 2, 2, 2), torch.float32
     a, b, c = (plan.buffer(shape, dtype) for _ in range(3))
     for stage, args in (
@@ -206,6 +214,7 @@ def test_a_step_waits_for_the_other_stream_only_where_memory_is_shared():
         ("main", (c,)),
         ("side", (a,)),
     ):
+        plan.lane = int(stage == "side")
         plan.add(stage, "op", lambda *views: None, args, 0, 0)
     assert plan.waits() == [None, None, None, None, 3, 0]
     plan.lay_out()

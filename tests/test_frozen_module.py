@@ -12,6 +12,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -195,7 +196,7 @@ def test_copies_of_every_kind_of_layer():
         "i3d_8x8_r50": {"frames": 4, "block": "basic"},
     }.items():
         net = sf.models.create(name, **{"crop": 32, "blocks": (1, 1, 1, 1), "classes": 5, **overrides}).eval()
-        args = [[clip(1, net.config.frames_of(p)) for p in net.config.pathways]]
+        args: list[Any] = [[clip(1, net.config.frames_of(p)) for p in net.config.pathways]]
         args += [torch.tensor([[0, 2.0, 3.0, 20.0, 30.0]])] if net.config.head.roi else []
         f = sf.freeze(net)
         assert torch.equal(COPIES["pickle"](f)(*args), f(*args))

@@ -244,7 +244,5 @@ def test_libraries_do_not_need_a_glibc_newer_than_torch(name):
 
 def dynamic_names(library):
     """Names in a library's dynamic string table."""
-    objdump = shutil.which("objdump")
-    if objdump is None:
-        pytest.skip("objdump (binutils) is not installed")
+    objdump = shutil.which("objdump") or pytest.skip("objdump (binutils) is not installed")
     return subprocess.run([objdump, "-T", library], capture_output=True, check=True).stdout

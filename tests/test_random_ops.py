@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, note
 from hypothesis import strategies as st
+from torch.utils import _pytree as pytree
 
 from slowfast_kernels import ops
 from slowfast_kernels.testing import (
@@ -121,13 +122,18 @@ def conv_bn_act3d(draw):
         draw.vector(cout),
         residual,
     )
-    return args, {"stride": stride, "padding": padding, "dilation": dilation, "relu": draw.chance()}
+    return args, {
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+        "activation": draw.one_of("relu", "none"),
+    }
 
 
-def exact_conv_bn_act3d(x, weight, scale, shift, residual, *, stride, padding, dilation, relu):
+def exact_conv_bn_act3d(x, weight, scale, shift, residual, *, stride, padding, dilation, activation):
     y = affine(F.conv3d(x, weight, None, stride, padding, dilation), scale, shift)
     y = y if residual is None else y + residual
-    return F.relu(y) if relu else y
+    return F.relu(y) if activation == "relu" else y
 
 
 def stem3d(draw):
@@ -136,13 +142,13 @@ def stem3d(draw):
     stride = draw.one_of((1, 2, 2), (1, 2, 2), tuple(draw.int(1, 9) for _ in range(3)))
     x = draw.map(*draw.map_shape(cin, side=40))
     args = x, draw.weight(cout, cin, *kernel), draw.scale(cout), draw.vector(cout)
-    return args, {"stride": stride, "relu": draw.chance(), "pool": draw.chance(0.7)}
+    return args, {"stride": stride, "activation": draw.one_of("relu", "none"), "pool": draw.chance(0.7)}
 
 
-def exact_stem3d(x, weight, scale, shift, *, stride, relu, pool):
+def exact_stem3d(x, weight, scale, shift, *, stride, activation, pool):
     padding = [k // 2 for k in weight.shape[2:]]
     y = exact_conv_bn_act3d(
-        x, weight, scale, shift, None, stride=stride, padding=padding, dilation=1, relu=relu
+        x, weight, scale, shift, None, stride=stride, padding=padding, dilation=1, activation=activation
     )
     return F.max_pool3d(y, (1, 3, 3), (1, 2, 2), (0, 1, 1)) if pool else y
 
@@ -154,11 +160,12 @@ def bottleneck3d(draw):
     cout = draw.channels(80) if shortcut else cin
     args = [draw.map(*draw.map_shape(cin))]
     for shape in ((mid, cin, kt, 1, 1), (mid, mid, 1, 3, 3), (cout, mid, 1, 1, 1), (cout, cin, 1, 1, 1)):
-        args += [draw.weight(*shape), draw.scale(shape[0]), draw.vector(shape[0])]
-    return args if shortcut else args[:-3], {"stride": stride, "dilation": dilation}
+        args.append((draw.weight(*shape), draw.scale(shape[0]), draw.vector(shape[0])))
+    return args if shortcut else args[:-1], {"stride": stride, "dilation": dilation}
 
 
-def exact_bottleneck3d(x, wa, ca, ha, wb, cb, hb, wc, cc, hc, ws=None, cs=None, hs=None, *, stride, dilation):
+def exact_bottleneck3d(x, a, b, c, shortcut=(None, None, None), *, stride, dilation):
+    (wa, ca, ha), (wb, cb, hb), (wc, cc, hc), (ws, cs, hs) = a, b, c, shortcut
     conv = functools.partial(F.conv3d, bias=None)
     y = F.relu(affine(conv(x, wa, padding=(wa.shape[2] // 2, 0, 0)), ca, ha))
     around, every, spread = (0, dilation, dilation), (1, stride, stride), (1, dilation, dilation)
@@ -176,13 +183,13 @@ def lateral_fusion(draw):
     if kind == "conv":
         cl = draw.one_of(2 * cf, draw.channels())
         args += [draw.weight(cl, cf, draw.one_of(1, 3, 5, 7, 9), 1, 1), draw.scale(cl), draw.vector(cl)]
-    return args, {"alpha": alpha, "kind": kind, "relu": draw.chance()}
+    return args, {"alpha": alpha, "kind": kind, "activation": draw.one_of("relu", "none")}
 
 
-def exact_lateral_fusion(slow, fast, weight=None, scale=None, shift=None, *, alpha, kind, relu):
+def exact_lateral_fusion(slow, fast, weight=None, scale=None, shift=None, *, alpha, kind, activation):
     if kind == "conv":
         y = affine(F.conv3d(fast, weight, None, (alpha, 1, 1), (weight.shape[2] // 2, 0, 0)), scale, shift)
-        return torch.cat([slow, F.relu(y) if relu else y], 1)
+        return torch.cat([slow, F.relu(y) if activation == "relu" else y], 1)
     if kind == "time_sample":
         return torch.cat([slow, fast[:, :, ::alpha]], 1)
     packed = torch.cat([fast[:, :, a::alpha] for a in range(alpha)], 1)
@@ -415,8 +422,8 @@ def test_a_random_call(op, seed):
     calls = Calls(seed)
     args, kwargs = draw(calls)
     named = [f"{name}={described(value)}" for name, value in kwargs.items()]
-    note(f"ops.{op}({', '.join([*map(described, args), *named])})")
-    expected = exact(*map(wide, args), **kwargs)
+    note(f"ops.{op}({', '.join([*map(described, pytree.tree_leaves(args)), *named])})")
+    expected = exact(*pytree.tree_map(wide, tuple(args)), **kwargs)
     cancels = kwargs.get("activation") not in ("softmax", "sigmoid")
     # PyTorch's own bfloat16 convolutions make NaN of infinity
     skipped = ("reference",) if calls.special and calls.dtype == torch.bfloat16 else ()

@@ -6,8 +6,8 @@ from torch.library import opcheck
 
 from slowfast_kernels import ops
 from slowfast_kernels.ops._cases import cases_of, op_names
-from slowfast_kernels.ops._registration import LIBRARY, OPS
-from slowfast_kernels.testing import RecordCalls
+from slowfast_kernels.ops._registration import LIBRARY, OPS, RecordCalls
+from slowfast_kernels.testing import with_gradients
 
 #: One real layer, shrunk to a few pixels, stands for all: opcheck is about tensors' kinds, not sizes.
 SMALL = [
@@ -46,13 +46,26 @@ def test_schema_and_fake(op, case):
 
 
 @pytest.mark.parametrize("op, case", SMALL, ids=[f"{op}-{case}" for op, case in SMALL])
-def test_opcheck_with_gradients(op, case):
-    """All of opcheck on arguments that want gradients; schema and fake of the backward ops this leads to."""
+def test_opcheck(op, case):
+    """All of opcheck, on arguments that want gradients where the op has them."""
     for name, args in calls_of(op, case):
-        args = args if OPS[name].schema.endswith("-> ()") else live(args)
-        opcheck(qualified(name), args)
-        if not any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
-            continue
+        opcheck(qualified(name), args if OPS[name].schema.endswith("-> ()") else live(args))
+
+
+#: Calls with floating-point arguments; the others have no gradient.
+DIFFERENTIABLE = [
+    (op, case)
+    for op, case in SMALL
+    if case.gradient is not None and with_gradients(case.args(device="meta", shrink=16))[1]
+]
+
+
+@pytest.mark.parametrize("op, case", DIFFERENTIABLE, ids=[f"{op}-{case}" for op, case in DIFFERENTIABLE])
+def test_backward_ops(op, case):
+    """Schema and fake of the backward ops that a gradient leads to."""
+    for name, args in calls_of(op, case):
+        args = live(args)
+        assert any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
         out = qualified(name)(*args)
         with RecordCalls() as record:
             first = out if isinstance(out, torch.Tensor) else out[0]

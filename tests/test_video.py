@@ -293,7 +293,7 @@ def test_frames_are_dropped_when_no_clip_needs_them(tmp_path):
             most = max(most, sum(r() is not None for r in alive))
             yield index, picture
 
-    reader.read = tracked
+    reader.read = tracked  # type: ignore[method-assign]
     for view in video.sample_views(reader, frames=8, tau=4, crop=64, views=(10, 1), short_side=64):
         assert [footage.number_of(p) for p in view.frames][0] >= 0
     # Clips of 32 frames start 36.8 apart: no frame belongs to two of them.

@@ -19,8 +19,8 @@ from slowfast_kernels.backends import Provider
 from slowfast_kernels.bench import (
     compare,
     cudnn_forms,
-    peer_model,
     peers,
+    plain,
     registry,
     roi_peers,
     store,
@@ -47,7 +47,7 @@ from slowfast_kernels.bench.gpu.page import DRY as DRY_TITLE
 from slowfast_kernels.bench.gpu.page import page as render
 from slowfast_kernels.bench.gpu.parts import Part, Supervisor
 from slowfast_kernels.bench.harness import Contender, Setting
-from slowfast_kernels.bench.op_modules import op_module
+from slowfast_kernels.bench.plain import op_module
 from slowfast_kernels.bench.roofline import GPU_PEAKS
 from slowfast_kernels.bench.stamp import gpu_environment, gpu_lines
 from slowfast_kernels.bench.subject import Subject
@@ -212,7 +212,11 @@ def test_no_python_with_torch_is_said():
 def broken(op, monkeypatch, change):
     """The op's Triton provider computes the reference and then ``change``s it."""
     entry = OPS[op]
-    provider = Provider(lambda *args: change(entry.reference(*args)))
+
+    def run(*call):
+        return change(entry.reference(*call))
+
+    provider = Provider(run, prepare=lambda spec, *_: lambda *inputs: run(*inputs, spec))
     monkeypatch.setitem(entry.providers, "triton", provider)
     monkeypatch.setattr(backends, "unavailable", lambda name: None)
     monkeypatch.setattr(backends, "home", lambda name: "cpu")
@@ -283,6 +287,7 @@ def test_a_wrong_kernel_gets_no_speed_up(dry, monkeypatch):
     case = next(c for c in cases_of("lateral_fusion") if c.real)
     entry = registry.Entry("lateral_fusion", case, "bf16")
     record = compare.derive(single.measure_call(dry, entry, 1), {}, GPU_PEAKS)
+    assert not record["missing"], record["missing"]
     row = next(r for r in record["rows"] if r["who"] == "triton")
     assert not row["green"] and row["speedup"] is None and row["ours"]
     document, rows = document_of(STAMP, DRY, {"ops": Part(status="done", records=[record])}, "test")
@@ -332,7 +337,7 @@ def stand_in(tmp_path, bad):
     ],
 )
 def test_one_bad_item_costs_one_item(bad, reason, tmp_path):
-    said = []
+    said: list[str] = []
     part = Supervisor("ceilings", DRY, 3600, tmp_path, said.append, stand_in(tmp_path, bad)).run()
     assert list(part.done) == ["first", "last"] and part.status == "done"
     assert list(part.failed) == ["bad"] and reason in part.failed["bad"]
@@ -499,17 +504,17 @@ def spread_weights(module):
 
 
 def test_peers_compute_the_network(subject):
-    plain = peer_model.PlainSlowFast(subject.model, False)
-    forms = peers.gpu_forms(plain, peer_model.PlainSlowFast(subject.model, True))
+    twin = plain.SlowFast(subject.model, False)
+    forms = peers.gpu_forms(twin, plain.SlowFast(subject.model, True))
     with torch.inference_mode():
-        expected = plain(*subject.inputs)
+        expected = twin(*subject.inputs)
         for name, make in forms.items():
             assert relative_l2(make()(*subject.inputs), expected) < 1e-5, name
 
 
 @pytest.mark.parametrize("name", peers.MODES)
 def test_compiled_peer_computes_the_network(name, subject):
-    stage = peer_model.plain_stage(subject.model.res2["fast"], True)
+    stage = plain.plain(subject.model.res2["fast"], True)
     x = torch.randn(1, 8, 8, 7, 6)
     call = peers.compiled(stage, [x], backend="eager")
     with torch.inference_mode():
@@ -561,7 +566,7 @@ def test_a_view_is_no_copy():
 
 def test_an_unfolded_module_has_no_fused_form(subject):
     with pytest.raises(TypeError, match="folded Conv3d"):
-        cudnn_forms.fused(peer_model.plain_stage(subject.model.res2["fast"], False))
+        cudnn_forms.fused(plain.plain(subject.model.res2["fast"], False))
 
 
 @pytest.mark.parametrize("name", ["torch_vectorised", "torch_matmul"])
@@ -574,24 +579,6 @@ def test_composed_heads_compute_the_op(name, dry):
         )[0]
     found = roi_peers.head_pool(roi_peers.GPU_ALIGNS[name](), slow, fast, rois)
     assert relative_l2(found, expected) < 1e-5
-
-
-def test_weights_are_packed_once(dry):
-    """While the measuring keeps packed weights, a call packs none; other weights are packed anew."""
-    reason = backends.unavailable("triton")
-    if reason:
-        pytest.skip(reason)
-    from slowfast_kernels.ops.conv_bn_act3d import triton as conv
-
-    one, two = (torch.randn(4, 3, 1, 1, 1) for _ in range(2))
-    before = conv.pack
-    with kernels.packing_once():
-        first = conv.pack(one, dtype=torch.float32)
-        assert conv.pack(one, dtype=torch.float32) is first
-        other = conv.pack(two, dtype=torch.float32)
-        assert torch.equal(other.weight, two.view(4, 3)) and torch.equal(first.weight, one.view(4, 3))
-        assert conv.pack(one, dtype=torch.bfloat16).weight.dtype == torch.bfloat16
-    assert conv.pack is before
 
 
 AHEAD = """
@@ -612,7 +599,10 @@ driver.set_active(Driver())
 compiled = []
 compile_, run_ = JITFunction.compile if hasattr(JITFunction, "compile") else None, JITFunction.run
 x, weight = torch.randn(1, 16, 2, 4, 4), torch.randn(16, 16, 1, 1, 1)
-call = lambda k: conv.run(x, weight, None, None, None, [1, 1, 1], [k, 0, 0], [1, 1, 1], True)
+def call(k):
+    spec = ops.ConvSpec((weight,), padding=(k, 0, 0))
+    conv.prepare(spec, torch.float32, x.device)(x)
+
 with kernels.compiling_ahead() as ahead:
     assert ahead
     call(0), call(1)
@@ -671,8 +661,8 @@ def test_planned_parts_are_among_the_contenders(name, dry):
 
 def test_deep_stages_have_inputs_of_their_own(dry):
     for name in network.DEEP:
-        (stage,), ((maps,),), plain = network._part(dry, name, 1, 1)
-        assert plain(stage, False)(maps).isfinite().all() and maps.is_contiguous(
+        (stage,), ((maps,),) = network._part(dry, name, 1, 1)
+        assert plain.plain(stage)(maps).isfinite().all() and maps.is_contiguous(
             memory_format=torch.channels_last_3d
         )
 
@@ -729,7 +719,7 @@ def found(records, ceilings=None):
 def test_targets_without_records_are_not_measured():
     rows = found([])
     assert len(rows) == 12
-    assert all(r.ratio is None and r.verdict == "not measured" for r in rows.values())
+    assert all(r.ratio is None and r.verdict == "not yet measured" for r in rows.values())
 
 
 def test_targets_compare_the_best_green_with_the_best_green():
@@ -845,7 +835,12 @@ def test_profile_option(capsys):
 def test_profile_runs_all_calls_of_an_op(monkeypatch, capsys):
     """README's line: an op without a case."""
     seen = []
-    monkeypatch.setattr(profile, "profile", lambda entry, words, batch: seen.append(entry) or entry.name)
+
+    def noted(entry, words, batch):
+        seen.append(entry)
+        return entry.name
+
+    monkeypatch.setattr(profile, "profile", noted)
     assert bench.main(["ops", "--op", "stem3d", "--profile"]) == 0
     assert [(e.case.name, e.dtype) for e in seen] == [("stem.slow", "fp32"), ("stem.fast", "fp32")]
     assert capsys.readouterr().out.split() == ["stem3d/stem.slow", "stem3d/stem.fast"]
@@ -915,14 +910,16 @@ def test_the_way_of_a_gpu_with_a_stand_in(monkeypatch):
     machine = stand_in.install(monkeypatch)
     calls = []
 
+    def called(which):
+        calls.append(which)
+        return X
+
     def waits():
         if stand_in.capturing:
             raise RuntimeError("operation not permitted when stream is capturing")
 
     builders = {
-        "two": lambda: Contender(
-            "two", [lambda: calls.append(0) or X, lambda: calls.append(1) or X], ours=True
-        ),
+        "two": lambda: Contender("two", [lambda: called(0), lambda: called(1)], ours=True),
         "eager": lambda: Contender("eager", [lambda: X], graph=False),
         "waits": lambda: Contender("waits", [lambda: waits() or X]),
     }

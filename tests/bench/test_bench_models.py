@@ -22,7 +22,7 @@ from slowfast_kernels.bench import (
     torchvision_ops,
 )
 from slowfast_kernels.bench.harness import CpuMachine, Setting
-from slowfast_kernels.bench.peer_model import PlainSlowFast, plain_lateral
+from slowfast_kernels.bench.plain import SlowFast, plain
 from slowfast_kernels.bench.subject import Subject
 from slowfast_kernels.testing import relative_l2
 
@@ -53,13 +53,13 @@ def test_the_twin_computes_the_model(subject, exact, folded):
 def test_the_twin_is_torch_alone(subject):
     for module in subject.twin(True).modules():
         ours = type(module).__module__.startswith("slowfast_kernels")
-        assert not ours or type(module).__module__ == "slowfast_kernels.bench.peer_model"
+        assert not ours or type(module).__module__ == "slowfast_kernels.bench.plain"
         assert not isinstance(module, torch.nn.BatchNorm3d)
 
 
 def test_weights_reach_the_outputs(subject, exact):
     """A change inside the last residual branch must show, or a parity check would be blind to it."""
-    twin = PlainSlowFast(subject.model)
+    twin = SlowFast(subject.model)
     branch = twin.slow_stages[3][0].b[0]
     with torch.no_grad():
         branch.weight.mul_(1.05)
@@ -69,7 +69,7 @@ def test_weights_reach_the_outputs(subject, exact):
 def test_other_networks_are_refused(subject):
     single = Subject("slow_8x8_r50", frames=8, crop=64, overrides=SMALL)
     with pytest.raises(ValueError, match="two pathways"):
-        PlainSlowFast(single.model)
+        SlowFast(single.model)
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
@@ -77,7 +77,7 @@ def test_runtimes_agree(subject, name):
     pytest.importorskip(name, reason=f"{name} is not installed (extra bench)")
     if name == "onnxruntime":
         pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra bench)")
-    lateral = plain_lateral(subject.model.lateral[0], fold=True)
+    lateral = plain(subject.model.lateral[0], fold=True)
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(1, c, t, 6, 5, generator=generator) for c, t in ((64, 2), (8, 8))]
     run = peers.PEERS[name].build(lateral, inputs, "fp32", 1)
@@ -145,7 +145,7 @@ def test_the_peer_of_the_box_head_is_torchvisions(there, monkeypatch):
             forms = (f"{count} without torch's mean", f"{count} channels_last_3d maps")
             assert {count, *forms} <= row.also.keys()
     else:
-        assert row.ratio is None and row.verdict == "not measured"
+        assert row.ratio is None and row.verdict == "not yet measured"
         assert "torchvision is not installed" in targets.table([row])
 
 
@@ -269,7 +269,7 @@ def test_command_writes_what_it_prints(tmp_path, capsys):
 def test_bad_options_are_one_line_before_any_work(words, message, capsys, monkeypatch):
     monkeypatch.setattr(stamp, "environment", lambda: pytest.fail("measured before it was refused"))
     try:
-        status = command.main([*words, "--quiet"])
+        status: str | int | None = command.main([*words, "--quiet"])
     except SystemExit as stop:
         status = stop.code
     got = capsys.readouterr()

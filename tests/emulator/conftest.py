@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from ops.parity import ORDERS
+
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 KERNELS = Path(__file__).with_name("kernels.cu")
 
-# What csrc/emulator names, and a few of each.
-ORDERS = ["mixed", "random:1", "random:2", "reversed", "ahead", "ahead:2"]
 # enum Bug of kernels.cu, in order.
 BUGS = ["none", "no_barrier", "no_syncwarp", "no_wait", "reuse", "divergent_barrier", "missing_thread", "missing_lane",
         "read_outside", "write_outside", "ldmatrix_outside", "misaligned", "unwritten"]  # fmt: skip

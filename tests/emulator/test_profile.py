@@ -195,7 +195,7 @@ def test_only_where_it_is_asked_for(emulated, tmp_path, monkeypatch):
 # stores, each as a multiple of the least. What is above 1 is explained where the shape does it: rows of weights that
 # begin between sectors (lateral.0), lanes that stand for no pixel of a tile of 4 x 4 or 7 x 14 (fast blocks), rows of
 # the stem's frames that end between sectors, two halves of what a lane has (shifts of the wide blocks, reduced maps).
-MOST = {
+MOST: dict[tuple[str, str, int], dict[str, tuple[float, float, float]]] = {
     ("stem3d", "stem.slow", 7): {"stem_kernel": (1.02, 1.07, 1)},
     ("stem3d", "stem.fast", 7): {"stem_kernel": (1.03, 1.15, 1)},
     ("bottleneck3d", "res2.slow.0", 4): {

@@ -9,6 +9,7 @@ import re
 import sys
 import types
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +21,10 @@ SLOW, FAST = ((1,), (1,), (3,), (3,)), ((3,),) * 4
 I3D = ((3,), (3, 1), (3, 1), (1, 3))
 
 
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+AModule = TypeVar("AModule", bound=nn.Module)
+
+
+def randomise(model: AModule, seed: int = 0) -> AModule:
     """Batch norms with statistics of their own and a classifier that separates, in eval mode."""
     g = torch.Generator().manual_seed(seed)
     for layer in model.modules():
@@ -81,7 +85,7 @@ def pytorchvideo():
         try:
             import torchvision  # noqa: F401
         except (ImportError, RuntimeError):
-            stand_in = types.ModuleType("torchvision")
+            stand_in: Any = types.ModuleType("torchvision")
             stand_in.ops = types.ModuleType("torchvision.ops")
             stand_in.ops.RoIAlign = RoIAlign
             sys.modules.update({"torchvision": stand_in, "torchvision.ops": stand_in.ops})
@@ -152,7 +156,7 @@ class PyHead(nn.Module):
             pool = nn.AvgPool3d(window, stride=1) if window else nn.AdaptiveAvgPool3d((1, 1, 1))
             self.add_module(f"pathway{p}_avgpool", pool)
         self.dropout, self.projection = nn.Dropout(dropout), nn.Linear(sum(channels), classes)
-        self.act = {"softmax": nn.Softmax(dim=4), "sigmoid": nn.Sigmoid(), "none": None}[act]
+        self.act: Any = {"softmax": nn.Softmax(dim=4), "sigmoid": nn.Sigmoid(), "none": None}[act]
 
     def forward(self, x):
         x = torch.cat([getattr(self, f"pathway{p}_avgpool")(y) for p, y in enumerate(x)], 1)
@@ -231,7 +235,7 @@ class PySlowFastNet(nn.Module):
             self.add_module(f"pathway{p}_pool", nn.MaxPool3d((pool, 1, 1), (pool, 1, 1)))
         lengths = [frames // alpha, frames] if two else [frames // pool]
         if detects:
-            self.head = PyRoIHead(before, classes, lengths, act, aligned)
+            self.head: Any = PyRoIHead(before, classes, lengths, act, aligned)
         else:
             cells = crop // 32
             self.head = PyHead(before, classes, [[t, cells, cells] if window else None for t in lengths], act)
@@ -264,9 +268,9 @@ def zeros(net: Callable[..., nn.Module], *given, **settings) -> nn.Module:
     return made.eval()
 
 
-def caffe2_blobs(net: nn.Module, blocks=BLOCKS) -> dict[str, np.ndarray]:
+def caffe2_blobs(net: nn.Module, blocks=BLOCKS) -> dict[str, np.ndarray | np.generic]:
     """A PySlowFast network's weights under the names of the Caffe2 files."""
-    blobs = {"lr": np.float32(0.1), "model_iter": np.int64(3)}
+    blobs: dict[str, np.ndarray | np.generic] = {"lr": np.float32(0.1), "model_iter": np.int64(3)}
     for key, value in net.state_dict().items():
         if key.endswith("num_batches_tracked"):
             continue

@@ -3,7 +3,9 @@
 import contextlib
 import operator
 import warnings
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import live
 import numpy
@@ -179,7 +181,8 @@ def sharded_in_place(net: nn.Module) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    return fully_shard(net, mesh=init_device_mesh("cpu", (1,)))
+    fully_shard(net, mesh=init_device_mesh("cpu", (1,)))
+    return net
 
 
 def with_lazy_head(net: nn.Module) -> nn.Module:
@@ -188,7 +191,7 @@ def with_lazy_head(net: nn.Module) -> nn.Module:
 
 
 WEIGHT, OLD = nn.utils.parametrizations.weight_norm, torch.nn.utils.weight_norm
-ZOO = {
+ZOO: dict[str, tuple[Callable[[], Any], bool | None]] = {
     "plain": (lambda: tiny(), True),
     "training": (lambda: tiny().train(), True),
     "half": (lambda: tiny().bfloat16(), True),
@@ -307,13 +310,13 @@ class TestCopies:
         assert not copied and fused.again is fused.net
 
     def test_a_forward_that_belongs_to_the_original(self):
-        module = Around(tiny())
+        module: Any = Around(tiny())
         before = module.forward
         module.forward = lambda x: before(x) + 1
         left_alone(module, "Around.forward", "would call the original")
 
     def test_what_cannot_be_copied(self):
-        module = Around(tiny())
+        module: Any = Around(tiny())
         module.stream = (i for i in range(3))
         left_alone(module, "a copy of it", "generator")
 
@@ -454,7 +457,12 @@ def test_hooks_that_change_no_answer():
 def test_hooks_around_a_network_are_kept(around):
     seen = []
     module = around(tiny()) if around is Around else nn.Sequential(nn.DataParallel(tiny()), nn.Identity())
-    list(module.children())[-1].register_forward_hook(lambda part, given, out: seen.append(out) or out + 1)
+
+    def hook(part, given, out):
+        seen.append(out)
+        return out + 1
+
+    list(module.children())[-1].register_forward_hook(hook)
     check(module.eval(), clips())
     assert len(seen) == 2
 
@@ -619,6 +627,8 @@ class TestStrict:
 class Restless(nn.Module):
     """Counts its calls in a buffer and draws random numbers."""
 
+    calls: torch.Tensor
+
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net, self.noise = net, 0.0
@@ -652,7 +662,11 @@ class TestVerify:
             def forward(self, x):
                 return PySlowFastNet.forward(self, [y / 3 for y in x])
 
-        Own.__init__ = lambda self: (nn.Module.__init__(self), vars(self).update(vars(tiny())))[0]
+        def made(self: nn.Module) -> None:
+            nn.Module.__init__(self)
+            vars(self).update(vars(tiny()))
+
+        Own.__init__ = made
         module = Own()
         with pytest.raises(
             RuntimeError, match=r"relative error of at most \de-0\d, got 0\.\d+: something in Own"
@@ -704,7 +718,7 @@ class TestMmaction2:
         left_alone(MmRecognizer(MmPath(8, with_pool1=False)), "backbone.maxpool")
 
     def test_several_stages(self):
-        net = MmRecognizer(MmPath(8))
+        net: Any = MmRecognizer(MmPath(8))
         net.backbone.out_indices = (2, 3)
         left_alone(net, "backbone.out_indices")
 
@@ -764,14 +778,14 @@ class TestAccepted:
     @pytest.mark.parametrize("kind", ["difference", "closure", "default", "shape"])
     def test_other_fusions(self, kind):
         scale = 1.0
-        fusion = {
+        fusions: dict[str, Callable[..., torch.Tensor]] = {
             "difference": lambda x, y: x - y,
             "closure": lambda x, y: x + scale * y,
             "default": lambda x, y, scale=1: x + y * scale,
             "shape": lambda x, y: x + y if x.shape[1] < 64 else x,
-        }[kind]
+        }
         net = tiny_ptv()
-        net.blocks[2].multipathway_blocks[0].res_blocks[0].branch_fusion = fusion
+        net.blocks[2].multipathway_blocks[0].res_blocks[0].branch_fusion = fusions[kind]
         left_alone(net, "branch_fusion (expected the sum")
 
     def test_numbers_of_numpy(self):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import types
 from dataclasses import replace
+from typing import Any, ClassVar
 
 import golden
 import live
@@ -56,7 +57,7 @@ def clips(frames: int, size: int, index=None, batch: int = 2):
 
 def pyslowfast_cfg(**sections) -> str:
     """The part of a dumped PySlowFast configuration that matters, for the small networks of these tests."""
-    cfg = {
+    cfg: dict[str, dict[str, Any]] = {
         "MODEL": {"ARCH": "slowfast", "MODEL_NAME": "SlowFast", "HEAD_ACT": "softmax", "DROPOUT_RATE": 0.5},
         "DATA": {
             "NUM_FRAMES": 8,
@@ -294,9 +295,9 @@ class TestPySlowFast:
 class Python2Pickler(pickle._Pickler):
     """Writes text as Python 2 wrote it, strings of bytes: numpy arrays of that age need encoding="latin1"."""
 
-    dispatch = dict(pickle._Pickler.dispatch)
+    dispatch: ClassVar[dict[type, Any]] = dict(pickle._Pickler.dispatch)
 
-    def save_string(self, text):
+    def save_string(self: Any, text: str | bytes) -> None:
         raw = text if isinstance(text, bytes) else text.encode("latin1")
         self.write(pickle.BINSTRING + struct.pack("<i", len(raw)) + raw)
         self.memoize(text)
@@ -657,7 +658,7 @@ model = dict(
     def test_training_file_with_a_log_of_mmengine(self, file):
         """Objects of a class that is not installed here: read over, without running anything of theirs."""
         names = ("mmengine", "mmengine.logging", "mmengine.logging.history_buffer")
-        modules = {name: types.ModuleType(name) for name in names}
+        modules: dict[str, Any] = {name: types.ModuleType(name) for name in names}
 
         class HistoryBuffer:
             def __init__(self):
@@ -689,7 +690,7 @@ model = dict(
 class TestOwnFiles:
     def model(self):
         config = configure("slowfast_8x8_r50", blocks=(1, 1, 1, 1), classes=5, fast_input="gray", crop=64)
-        return randomise(build(replace(config, slow=replace(config.slow, width=16))))
+        return randomise(build(replace(config, slow=replace(config.pathway("slow"), width=16))))
 
     def test_round_trip(self, file):
         model = self.model()

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from typing import Any
 
 import live
 import pytest
@@ -110,7 +111,8 @@ class TestPytorchvideo:
         frames = 8
         window = (8 if hub == "slow_r50" else 4, 2, 2)
         kept = {"head_pool_kernel_size": window, "stem_dim_out": 16, "model_num_class": 11}
-        build, made = ptv[2].resnet.create_resnet, {}
+        build = ptv[2].resnet.create_resnet
+        made: dict[int, nn.Module] = {}
         ptv[2].resnet.create_resnet = lambda **given: made.setdefault(0, build(**{**given, **kept}))
         try:
             model = getattr(ptv[2].resnet, hub)(model_builder=ptv[2].resnet.create_resnet)
@@ -287,7 +289,7 @@ class TestUnrecognised:
         self.left_alone(net, "s4.pathway0_res0.branch2.a_relu", "SiLU")
 
     def test_another_stride(self):
-        net = PySlowFastNet()
+        net: Any = PySlowFastNet()
         net.s3.pathway0_res0.branch2.a.stride = (1, 2, 2)
         self.left_alone(net, "s3.pathway0_res0.branch2.a", "stride")
 

@@ -83,10 +83,10 @@ def wrong(mistake: str, model, frozen, recorded: dict, clip: torch.Tensor) -> to
         return frozen([clip[:, :, rule], clip])
     if mistake.startswith("ReLU"):
         for lateral in model.lateral:
-            lateral.relu = True
+            lateral.activation = "relu"
         out = slowfast_kernels.freeze(model)([clip[:, :, index], clip])
         for lateral in model.lateral:
-            lateral.relu = False
+            lateral.activation = "none"
         return out
     assert mistake.startswith("fc columns"), mistake
     weight = model.head.proj.weight.data

@@ -1,6 +1,7 @@
 """Blocks in eval mode (fused ops, folded batch norm) against the same blocks on torch's own layers."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -19,23 +20,7 @@ from slowfast_kernels.nn import (
     Stem,
     fold_batch_norm,
 )
-
-
-def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Weights and batch-norm statistics that are neither zero nor one."""
-    g = torch.Generator().manual_seed(seed)
-    for m in module.modules():
-        if isinstance(m, nn.BatchNorm3d):
-            for tensor, low, high in (
-                (m.weight, 0.5, 1.5),
-                (m.bias, -0.5, 0.5),
-                (m.running_mean, -0.5, 0.5),
-                (m.running_var, 0.5, 2.0),
-            ):
-                tensor.data.uniform_(low, high, generator=g)
-        elif isinstance(m, nn.Conv3d | nn.Linear):
-            m.weight.data.normal_(std=(m.weight[0].numel()) ** -0.5, generator=g)
-    return module
+from slowfast_kernels.testing import randomise
 
 
 def on_torch(module: nn.Module) -> nn.Module:
@@ -56,13 +41,13 @@ def clip(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-BLOCKS = {
+BLOCKS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "conv": (ConvBN(8, 12, (3, 1, 1)), (2, 8, 4, 7, 6)),
     "conv strided, dilated": (
         ConvBN(8, 12, (1, 3, 3), stride=(1, 2, 2), dilation=(1, 2, 2)),
         (2, 8, 3, 9, 8),
     ),
-    "conv without batch norm": (ConvBN(8, 12, norm=False, relu=False), (2, 8, 3, 5, 5)),
+    "conv without batch norm": (ConvBN(8, 12, norm=False, activation="none"), (2, 8, 3, 5, 5)),
     "stem, one frame": (Stem(3, 16, 1), (2, 3, 4, 33, 30)),
     "stem, five frames": (Stem(3, 8, 5), (1, 3, 6, 32, 32)),
     "stem, gray": (Stem(1, 8, 5), (1, 1, 4, 32, 32)),
@@ -131,7 +116,9 @@ class TestLateral:
     @pytest.mark.parametrize("kernel", [1, 5, 7])
     @pytest.mark.parametrize("norm, relu", [(True, True), (False, False), (True, False)])
     def test_conv(self, kernel, norm, relu):
-        module = randomise(Lateral(4, 4, kernel=kernel, norm=norm, relu=relu)).eval()
+        module = randomise(
+            Lateral(4, 4, kernel=kernel, norm=norm, activation="relu" if relu else "none")
+        ).eval()
         with torch.no_grad():
             got = module(self.slow, self.fast)
             assert_same(got, on_torch(module)(self.slow, self.fast))
@@ -240,7 +227,8 @@ class TestRoIHead:
         "change", [{"aligned": False}, {"temporal": "max"}, {"resolution": 3}, {"scale": 1 / 8}]
     )
     def test_every_option_matters(self, change):
-        outs = [self.head(**o).eval()((self.slow, self.fast), self.rois) for o in ({}, change)]
+        options: tuple[dict[str, Any], ...] = ({}, change)
+        outs = [self.head(**o).eval()((self.slow, self.fast), self.rois) for o in options]
         assert (outs[0] - outs[1]).abs().max() > 1e-3
 
     def test_one_pathway_and_no_boxes(self):
@@ -259,7 +247,7 @@ class TestRoIHead:
         heads = {
             s: self.head(dropout=0.5, activation="none", semantics=s) for s in ("mmaction2", "pyslowfast")
         }
-        seen = {}
+        seen: dict[str, Tensor] = {}
         for semantics, head in heads.items():
             head.proj.register_forward_pre_hook(lambda _, args, key=semantics: seen.__setitem__(key, args[0]))
             torch.manual_seed(0)

@@ -1,8 +1,6 @@
 """What the parity tests of all ops share: one call on a provider against the reference in float64."""
 
-import contextlib
 import functools
-import importlib
 import mmap
 
 import pytest
@@ -10,7 +8,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from slowfast_kernels import backends, ops
-from slowfast_kernels.ops._cases import Case, cases_of, op_names
+from slowfast_kernels.ops._cases import Case, cases_of
 from slowfast_kernels.testing import (
     assert_close,
     assert_gradient,
@@ -27,8 +25,17 @@ CPU_PROVIDERS = ("reference", *COMPUTING)
 #: Providers of the GPU. Without one they run in Triton's interpreter, which is slow, and in the emulator.
 GPU_PROVIDERS = ("triton", "cuda")
 
-#: How the emulator chooses who runs next, one of them twice; a GPU chooses for itself.
-ORDERS = ("mixed", "random:1", "reversed", "ahead:3", "mixed")
+on_each = pytest.mark.parametrize("provider", CPU_PROVIDERS, indirect=True)
+on_each_computing = pytest.mark.parametrize("provider", COMPUTING, indirect=True)
+on_gpu = pytest.mark.parametrize("provider", GPU_PROVIDERS, indirect=True)
+on_triton = pytest.mark.parametrize("provider", ["triton"], indirect=True)
+on_cuda = pytest.mark.parametrize("provider", ["cuda"], indirect=True)
+
+#: Types that GPU kernels take.
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+#: How the emulator chooses who runs next (csrc/emulator), a few of each; a GPU chooses for itself.
+ORDERS = ("mixed", "random:1", "random:2", "reversed", "ahead", "ahead:2")
 
 #: Height and width of real layers are divided by this: every channel count and kernel, few pixels.
 SHRINK = 8
@@ -44,26 +51,19 @@ def call(op, args, kwargs):
     return outputs(getattr(ops, op)(*args, **kwargs))
 
 
-@contextlib.contextmanager
-def without_type_checks():
-    """The public functions hand on tensors of mixed types: the kernels refuse them by themselves."""
-    with pytest.MonkeyPatch.context() as patch:
-        for op in op_names():
-            api = importlib.import_module(f"slowfast_kernels.ops.{op}.api")
-            for check in ("check_types", "check_out"):
-                patch.setattr(api, check, lambda *args, **kwargs: None, raising=False)
-        yield
-
-
 def there(tree):
-    """Every tensor on the device of the provider in force; views, such as channel slices, stay views."""
-    device = backends.home(backends.current())
+    """Every tensor on the device of the provider in force; views, such as channel slices, stay views of one memory."""
+    device, moved = backends.home(backends.current()), {}
 
     def move(x):
         if x.device.type == device:
             return x
         base = x if x._base is None else x._base
-        return base.to(device).as_strided(x.shape, x.stride(), x.storage_offset())
+        if id(base) not in moved:
+            moved[id(base)] = base.to(device)
+        if base is x:
+            return moved[id(base)]
+        return moved[id(base)].as_strided(x.shape, x.stride(), x.storage_offset())
 
     return pytree.tree_map_only(torch.Tensor, move, tree)
 
@@ -84,12 +84,18 @@ def case_named(op: str, name: str) -> Case:
     return next(case for case in cases_of(op) if case.name == name)
 
 
+def size_of(provider: str) -> dict[str, int | None]:
+    """How much of a case a provider gets: all channels, few pixels; a simulated one few frames and boxes."""
+    few = {"triton": 2, "cuda": 3} if backends.simulated(provider) else {}
+    return {"shrink": SHRINK, "most": few.get(provider)}
+
+
 @functools.lru_cache(maxsize=4)
-def expected_of(op: str, name: str, dtype: torch.dtype):
+def expected_of(op: str, name: str, dtype: torch.dtype, most: int | None = None):
     """(float64 results, PyTorch's own in `dtype`) of a case: computed once for all providers."""
-    case = case_named(op, name)
-    exact = reference(op, *to_float64(case.args(dtype=dtype, shrink=SHRINK)))
-    return exact, reference(op, *case.args(dtype=dtype, shrink=SHRINK))
+    case, size = case_named(op, name), {"shrink": SHRINK, "most": most}
+    exact = reference(op, *to_float64(case.args(dtype=dtype, **size)))
+    return exact, reference(op, *case.args(dtype=dtype, **size))
 
 
 def check(got, exact, peer, reduction, what):
@@ -104,12 +110,6 @@ def check(got, exact, peer, reduction, what):
             assert_no_worse(g, p, e, what=what)
         else:
             assert torch.equal(g, e), what
-
-
-def check_case(op: str, case: Case, dtype: torch.dtype, provider: str, reduction: int) -> None:
-    """Parity of one case on the provider in force."""
-    got = run(op, *case.args(dtype=dtype, shrink=SHRINK))
-    check(got, *expected_of(op, case.name, dtype), reduction, f"{op}, {case.name}, {provider}")
 
 
 def check_gradients(op: str, args, kwargs, bound: float, what: str) -> None:

@@ -66,8 +66,8 @@ def roi_align3d_oracle(features, rois, output_size, spatial_scale, temporal_scal
         for c in range(channels):
             if mode == "volume":
                 clip, x1, y1, x2, y2, t1, t2 = roi
-                scales = (temporal_scale, spatial_scale, spatial_scale)
-                box = ((t1, t2), (y1, y2), (x1, x2))
+                scales: tuple[float, ...] = (temporal_scale, spatial_scale, spatial_scale)
+                box: tuple[tuple[float, float], ...] = ((t1, t2), (y1, y2), (x1, x2))
                 of_channels.append(align(features[int(clip), c], box, output_size, scales, ratio, aligned))
                 continue
             of_frames = []

@@ -5,11 +5,12 @@ import pickle
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
 
 from slowfast_kernels import ops
 from slowfast_kernels.ops._cases import Draw, contracts_of, op_names
 
-SAME_TYPE = ("weight", "weight_a", "weight_b", "weight_c", "weight_s", "fast", "residual")
+SAME_TYPE = ("weight", "fast", "residual")
 BOXES = [op for op in op_names() if "rois" in inspect.signature(getattr(ops, op)).parameters]
 each_op = pytest.mark.parametrize("op", op_names())
 each_with_boxes = pytest.mark.parametrize("op", BOXES)
@@ -69,7 +70,7 @@ def test_mixed_types_are_named(op, name):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_vectors_may_stay_float32(op, dtype):
     call = base(op, dtype)
-    assert any(isinstance(v, torch.Tensor) and v.dtype != dtype for v in call.values())
+    assert any(isinstance(v, torch.Tensor) and v.dtype != dtype for v in pytree.tree_leaves(call))
     getattr(ops, op)(**call)
 
 
@@ -167,7 +168,8 @@ def test_symbolic_trace_records_the_function(op):
                 return with_one(traced)  # noqa: B023
 
         traced = torch.fx.symbolic_trace(Call())
-        assert [n.target for n in traced.graph.nodes if n.op == "call_function"] == [function]
+        targets = [n.target for n in traced.graph.nodes if n.op == "call_function"]
+        assert [t for t in targets if t is not ops.ConvAffine] == [function]
         assert all(map(torch.equal, as_tuple(traced(call[name])), expected))
 
 

@@ -45,7 +45,7 @@ def errors(dtype, x, w, stride, padding, dilation, layouts):
 
     live = [v.clone(memory_format=torch.preserve_format).requires_grad_() for v in (x, w)]
     with use_backend("reference"):
-        y = ops.conv_bn_act3d(*live, stride=stride, padding=padding, dilation=dilation, relu=False)
+        y = ops.conv_bn_act3d(*live, stride=stride, padding=padding, dilation=dilation, activation="none")
     found = {"reference": [y, *torch.autograd.grad(y, live, grad)]}
 
     layer = nn.conv.Conv3d(x.shape[1], w.shape[0], tuple(w.shape[2:]), stride, padding, dilation).to(dtype)

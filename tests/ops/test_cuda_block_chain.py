@@ -3,6 +3,7 @@
 import importlib
 import math
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -10,19 +11,27 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
-from emulator.conftest import ORDERS
-from ops.parity import bits, check, reference
+from ops.parity import (
+    ORDERS,
+    bits,
+    check,
+    on_cuda,
+    reference,
+    there,
+)
 from slowfast_kernels import _extension
 from slowfast_kernels.ops._cases import Draw
 from slowfast_kernels.ops._memory import empty_channels_last
+from slowfast_kernels.ops._spec import ConvAffine
 from slowfast_kernels.ops.bottleneck3d.cases import _call
+from slowfast_kernels.ops.bottleneck3d.spec import BlockSpec
 from slowfast_kernels.testing import assert_same_nonfinite, provider_device, to_float64, unit_roundoff
 
 DEVICE = provider_device("cuda")
 kernels = importlib.import_module("slowfast_kernels.ops.bottleneck3d.cuda")
 fit = importlib.import_module("slowfast_kernels.ops.bottleneck3d.cuda_tiles")
 DTYPES = (torch.bfloat16, torch.float16)
-pytestmark = pytest.mark.parametrize("provider", ["cuda"], indirect=True)
+pytestmark = on_cuda
 
 #: First blocks of SlowFast's chains and of others: x, inner and outer width, stride, dilation.
 FIRST = {
@@ -45,13 +54,15 @@ def chain_of(name, length, dtype=torch.bfloat16, seed=0):
     return x, blocks
 
 
-def there(tree):
-    return pytree.tree_map_only(torch.Tensor, lambda t: t.to(DEVICE), tree)
+def spec_of(parameters):
+    """The block with stride and dilation 1: packing does not ask for them."""
+    return BlockSpec(*parameters)
 
 
 def poisoned(x, channels, stride=1):
     """NaN of a map of x's pixels, every stride-th of a row and column."""
-    shape = kernels.output_shape(x.shape, (channels,), stride)
+    n, _, t, h, w = x.shape
+    shape = (n, channels, t, (h - 1) // stride + 1, (w - 1) // stride + 1)
     return empty_channels_last(x, shape).fill_(math.nan)
 
 
@@ -60,8 +71,8 @@ def run_chain(x, blocks, config=None):
     x, blocks = there((x, blocks))
     inner, results = None, []
     for i, (parameters, kwargs) in enumerate(blocks):
-        after = blocks[i + 1][0][:3] if i + 1 < len(blocks) else None
-        packed = kernels.pack(*parameters, following=after, dtype=x.dtype)
+        after = blocks[i + 1][0][0] if i + 1 < len(blocks) else None
+        packed = kernels.pack(BlockSpec(*parameters, **kwargs), x.dtype, after)
         out = poisoned(x, packed.cout, kwargs["stride"])
         following = None if after is None else poisoned(out, packed.inner)
         more = {"inner": inner, "following": following, "ready": i > 0, "config": config}
@@ -74,7 +85,7 @@ def run_chain(x, blocks, config=None):
 def run_link(x, parameters, after, out=None, following=None, **more):
     """(out, following) of one block."""
     x, parameters, after = there((x, parameters, after))
-    packed = kernels.pack(*parameters, following=after, dtype=x.dtype)
+    packed = kernels.pack(spec_of(parameters), x.dtype, after)
     out = poisoned(x, packed.cout, more.get("stride", 1)) if out is None else out
     following = poisoned(out, packed.inner) if following is None else following
     kernels.run_packed(x, packed, out, following=following, **more)
@@ -125,7 +136,7 @@ def test_parity(name, length, dtype, provider):
     exact, peer = links(*to_float64((x, blocks))), links(x, blocks)
     check([out.cpu() for out, _ in got], exact, peer, 1, name)
     for (out, following), (parameters, _) in zip(got, blocks[1:], strict=False):
-        check_following(following, out, *parameters[:3])
+        check_following(following, out, *parameters[0])
 
 
 @pytest.mark.parametrize("name", FIRST)
@@ -133,15 +144,15 @@ def test_against_the_kernels_unchained(name, provider):
     """The block's own result to the bit; the next conv_a but for the order of its sums."""
     x, blocks = chain_of(name, 3)
     tiles = fit.TailTiles(4, 4)
-    x, blocks, inner = *there((x, blocks)), None
+    (x, blocks), inner = there((x, blocks)), None
     for i, (out, following) in enumerate(run_chain(x, blocks, config=tiles)):
         parameters, kwargs = blocks[i]
-        alone = kernels.pack(*parameters, dtype=x.dtype)
+        alone = kernels.pack(spec_of(parameters), x.dtype)
         other = poisoned(x, alone.cout, kwargs["stride"])
         kernels.run_packed(x, alone, other, **kwargs, inner=inner, ready=i > 0, config=tiles)
         assert torch.equal(bits(other), bits(out)), f"block {i}"
         if following is not None:
-            after = kernels.pack(*blocks[i + 1][0], dtype=x.dtype)
+            after = kernels.pack(spec_of(blocks[i + 1][0]), x.dtype)
             conv_a = torch.full_like(following, math.nan)
             torch.ops.slowfast._block_wide_a_run_cuda(out, after.weights_a, after.shift_a, 1, conv_a)
             torch.testing.assert_close(following, conv_a, rtol=2 * unit_roundoff(x.dtype), atol=1e-5)
@@ -154,11 +165,11 @@ def test_the_next_conv_a_reads_the_values_stored(name, dtype, provider):
     """A weight that picks one channel brings it over to the bit, every channel at a column of its own."""
     x, ((parameters, kwargs), _) = chain_of(name, 2, dtype)
     x = x[:, :, :1]
-    inner, cout = parameters[0].shape[0], parameters[6].shape[0]
+    inner, cout = (len(conv.weight) for conv in (parameters[0], parameters[2]))
     for first in range(0, cout, inner):
         picked = torch.randperm(cout)[:inner] if first == 0 else (torch.arange(inner) + first) % cout
         weight = torch.eye(cout, dtype=dtype)[picked].view(inner, cout, 1, 1, 1)
-        out, following = run_link(x, parameters, (weight, None, None), **kwargs)
+        out, following = run_link(x, parameters, ConvAffine(weight), **kwargs)
         assert torch.equal(bits(following), bits(out[:, picked]))
 
 
@@ -177,7 +188,7 @@ def test_every_form_of_a_block_gets_tiles_of_its_own(provider):
     x, (_, (parameters, kwargs), (after, _)) = chain_of("res2", 3)
     draw = Draw(seed=3, dtype=x.dtype)
     x, inner = draw.normal(1, 256, 1, 4, 3), draw.normal(1, 64, 1, 4, 3)
-    alone = kernels.pack(*there(parameters), dtype=x.dtype)
+    alone = kernels.pack(spec_of(there(parameters)), x.dtype)
 
     def run(**more):
         return kernels.run_packed(there(x), alone, poisoned(there(x), 256), **kwargs, **more).cpu()
@@ -186,8 +197,8 @@ def test_every_form_of_a_block_gets_tiles_of_its_own(provider):
     check(
         [first], links(*to_float64((x, [(parameters, kwargs)]))), links(x, [(parameters, kwargs)]), 1, "alone"
     )
-    chained, following = run_link(x, parameters, after[:3], **kwargs)
-    check_following(following, chained, *after[:3])
+    chained, following = run_link(x, parameters, after[0], **kwargs)
+    check_following(following, chained, *after[0])
     tiles = fit.TailTiles(4, 3)
     assert torch.equal(bits(chained), bits(run(config=tiles)))
     ready = {"inner": there(inner), "ready": True}
@@ -208,9 +219,9 @@ def drawn_links(draw):
     args, kwargs = _call(
         source, shape, inner, cout, kernel_t, shortcut, affine, stride=stride, dilation=dilation
     )
-    after = source.weight(inner, cout, 1, 1, 1), source.scale(inner), source.shift(inner)
+    after = ConvAffine(source.weight(inner, cout, 1, 1, 1), source.scale(inner), source.shift(inner))
     config = fit.TailTiles(draw(st.integers(1, 9)), draw(st.integers(1, 14)))
-    return args, kwargs, after if affine else (after[0], None, None), config
+    return args, kwargs, after if affine else ConvAffine(after.weight), config
 
 
 @settings(max_examples=15)
@@ -255,9 +266,9 @@ def test_nonfinite_input_stays_where_it_belongs(name, value, dtype, provider):
 def test_infinity_meets_no_channels_behind_the_last(name, provider):
     """Positive weights keep an infinity one; a product of it with a zero of the padding would not be."""
     x, ((parameters, kwargs), (after, _)) = chain_of(name, 2)
-    parameters = [p.abs() if isinstance(p, torch.Tensor) else p for p in parameters]
+    parameters, after = pytree.tree_map_only(torch.Tensor, torch.abs, (parameters, after[0]))
     x[0, 2, 0, 0, 0] = math.inf
-    out, following = run_link(x, parameters, [p.abs() for p in after[:3]], **kwargs)
+    out, following = run_link(x, parameters, after, **kwargs)
     assert not out.isnan().any() and not following.isnan().any()
     assert torch.equal(following.isinf().all(1), out.isinf().all(1)) and following.isinf().any()
     assert not following.isinf().all()
@@ -266,13 +277,13 @@ def test_infinity_meets_no_channels_behind_the_last(name, provider):
 @pytest.mark.parametrize("name", FIRST)
 def test_results_in_channel_slices(name, provider):
     x, ((parameters, kwargs), (after, _)) = chain_of(name, 2)
-    expected = run_link(x, parameters, after[:3], **kwargs)
+    expected = run_link(x, parameters, after[0], **kwargs)
     places = []
     for result, before, behind in zip(expected, (8, 24), (16, 8), strict=True):
         n, c, *thw = result.shape
         wide = empty_channels_last(x, (n, before + c + behind, *thw)).fill_(7).to(DEVICE)
         places.append((wide, wide[:, before : before + c]))
-    run_link(x, parameters, after[:3], out=places[0][1], following=places[1][1], **kwargs)
+    run_link(x, parameters, after[0], out=places[0][1], following=places[1][1], **kwargs)
     for result, (wide, place) in zip(expected, places, strict=True):
         assert torch.equal(place.cpu(), result)
         place.fill_(7)
@@ -285,23 +296,28 @@ def test_every_argument_is_obeyed(inner, provider):
     frames, kernel_t = (2, 3) if inner == 64 else (1, 1)
     shape = (1, 24, frames, 4, 5)
     args, kwargs = _call(draw, shape, inner, 40, kernel_t, True, stride=1, dilation=1)
-    args = [*args, draw.weight(inner, 40, 1, 1, 1), draw.scale(inner), draw.shift(inner)]
+    after = ConvAffine(draw.weight(inner, 40, 1, 1, 1), draw.scale(inner), draw.shift(inner))
+    flat, tree = pytree.tree_flatten((*args, after))
 
     def run(args, kwargs):
-        return run_link(args[0], args[1:13], args[13:], **kwargs)
+        x, *parameters, after = pytree.tree_unflatten(args, tree)
+        return run_link(x, parameters, after, **kwargs)
 
-    base_out, base = run(args, kwargs)
-    changes = [(i, draw.normal(*a.shape, std=0.3).to(a.dtype)) for i, a in enumerate(args)]
+    base_out, base = run(flat, kwargs)
+    changes: list[tuple[int, Any]] = [
+        (i, draw.normal(*a.shape, std=0.3).to(a.dtype)) for i, a in enumerate(flat)
+    ]
     changes += [(i, None) for i in (2, 3, 5, 6, 8, 9, 11, 12, 14, 15)]
-    changed = [(i, [*args[:i], value, *args[i + 1 :]], kwargs) for i, value in changes]
-    changed += [(0, args, {"stride": 2, "dilation": 1}), (0, args, {"stride": 1, "dilation": 2})]
+    changed = [(i, [*flat[:i], value, *flat[i + 1 :]], kwargs) for i, value in changes]
+    changed += [(0, flat, {"stride": 2, "dilation": 1}), (0, flat, {"stride": 1, "dilation": 2})]
     for i, some, options in changed:
         out, got = run(some, options)
         assert got.shape != base.shape or not torch.equal(got, base), i
         assert torch.equal(out, base_out) == (i >= 13), i
-        exact = links(*to_float64((some[0], [(some[1:13], options)])))
-        check([out], exact, links(some[0], [(some[1:13], options)]), 1, f"argument {i}")
-        check_following(got, out, *some[13:])
+        x, *parameters, after = pytree.tree_unflatten(some, tree)
+        exact = links(*to_float64((x, [(parameters, options)])))
+        check([out], exact, links(x, [(parameters, options)]), 1, f"argument {i}")
+        check_following(got, out, *after)
 
 
 @pytest.mark.parametrize("shortcut", [False, True])
@@ -309,12 +325,13 @@ def test_a_ready_conv_a_is_read_and_nothing_else_is(shortcut, provider):
     """Of `ready` blocks: conv_a's parameters do not matter, what lies in inner does, and the residual is x."""
     draw = Draw(seed=5, dtype=torch.bfloat16)
     (x, *parameters), kwargs = _call(draw, (1, 40, 1, 4, 5), 64, 40, 1, shortcut, stride=1, dilation=1)
-    after = draw.weight(64, 40, 1, 1, 1), draw.scale(64), draw.shift(64)
+    after = ConvAffine(draw.weight(64, 40, 1, 1, 1), draw.scale(64), draw.shift(64))
     inner = draw.normal(1, 64, 1, 4, 5)
     given = {**kwargs, "inner": there(inner), "ready": True}
     out, following = run_link(x, parameters, after, **given)
     assert torch.equal(given["inner"].cpu(), inner)
-    other = [draw.weight(*parameters[0].shape), draw.scale(64), draw.shift(64), *parameters[3:]]
+    weight = draw.weight(*parameters[0].weight.shape)
+    other = [ConvAffine(weight, draw.scale(64), draw.shift(64)), *parameters[1:]]
     for one, two in zip(run_link(x, other, after, **given), (out, following), strict=True):
         assert torch.equal(bits(one), bits(two))
     for change in ({"x": x.neg()}, {"inner": there(inner.roll(1, 1))}, {"ready": False}):
@@ -330,16 +347,16 @@ def test_what_cannot_be_chained(provider):
     for shape in ((64, 24, 1, 1, 1), (128, 40, 1, 1, 1), (64, 40, 3, 1, 1)):
         message = f"following: expected a weight of shape (64, 40, 1, 1, 1), got {shape}"
         with pytest.raises(ValueError, match=re.escape(message)):
-            kernels.pack(*wide, following=(draw.weight(*shape), None, None), dtype=torch.bfloat16)
+            kernels.pack(spec_of(wide), torch.bfloat16, ConvAffine(draw.weight(*shape)))
     with pytest.raises(ValueError, match="following: expected a block of inner width 64 or 128, got 32"):
-        kernels.pack(*narrow, following=(draw.weight(32, 40, 1, 1, 1), None, None), dtype=torch.bfloat16)
+        kernels.pack(spec_of(narrow), torch.bfloat16, ConvAffine(draw.weight(32, 40, 1, 1, 1)))
 
 
 def test_what_a_call_has_to_say(provider):
     draw = Draw(dtype=torch.bfloat16)
     (x, *parameters), _ = there(_call(draw, (1, 40, 1, 3, 3), 64, 40))
-    after = there((draw.weight(64, 40, 1, 1, 1), None, None))
-    alone, chained = (kernels.pack(*parameters, following=f, dtype=x.dtype) for f in (None, after))
+    after = there(ConvAffine(draw.weight(64, 40, 1, 1, 1)))
+    alone, chained = (kernels.pack(spec_of(parameters), x.dtype, f) for f in (None, after))
     out, inner = poisoned(x, 40), poisoned(x, 64)
     with pytest.raises(ValueError, match=r"packed with the next block's conv_a, got no place for its result"):
         kernels.run_packed(x, chained, out)
@@ -348,7 +365,7 @@ def test_what_a_call_has_to_say(provider):
     with pytest.raises(ValueError, match="ready: expected a wide block, and inner with its conv_a"):
         kernels.run_packed(x, alone, out, ready=True)
     (_, *parameters), _ = there(_call(draw, (1, 40, 1, 3, 3), 16, 40))
-    narrow = kernels.pack(*parameters, dtype=x.dtype)
+    narrow = kernels.pack(spec_of(parameters), x.dtype)
     with pytest.raises(ValueError, match="ready: expected a wide block, and inner with its conv_a"):
         kernels.run_packed(x, narrow, out, inner=inner, ready=True)
     for more in ({"packed": chained, "following": poisoned(x, 64)}, {"packed": alone, "ready": True}):
@@ -359,8 +376,8 @@ def test_what_a_call_has_to_say(provider):
 def test_what_the_launcher_refuses(provider):
     draw = Draw(dtype=torch.bfloat16)
     (x, *parameters), _ = there(_call(draw, (1, 40, 1, 3, 4), 64, 40))
-    after = there((draw.weight(64, 40, 1, 1, 1), None, None))
-    alone, chained = (kernels.pack(*parameters, following=f, dtype=x.dtype) for f in (None, after))
+    after = there(ConvAffine(draw.weight(64, 40, 1, 1, 1)))
+    alone, chained = (kernels.pack(spec_of(parameters), x.dtype, f) for f in (None, after))
     inner = draw.normal(1, 64, 1, 3, 4).to(DEVICE)
     place = poisoned(x, 64)
 
@@ -397,8 +414,8 @@ def test_shared_memory_is_what_the_choice_of_tiles_reckons(shape, inner, cout, t
     """Of maps, and of operands: asking for more than there is is refused with the number of bytes."""
     draw, dilation = Draw(dtype=torch.bfloat16), 1 if shape[1] == 888 else 17
     (x, *parameters), kwargs = _call(draw, shape, inner, cout, 1, True, stride=7, dilation=dilation)
-    after, config = (draw.weight(inner, cout, 1, 1, 1), None, None), fit.TailTiles(*tile)
-    packed = kernels.pack(*parameters, following=after, dtype=x.dtype)
+    after, config = ConvAffine(draw.weight(inner, cout, 1, 1, 1)), fit.TailTiles(*tile)
+    packed = kernels.pack(spec_of(parameters), x.dtype, after)
     expected = fit.tail_shared_bytes(packed, config, 7, dilation)
     with pytest.raises(RuntimeError, match="at most 232448 bytes of shared memory") as caught:
         run_link(x, parameters, after, **kwargs, config=config)

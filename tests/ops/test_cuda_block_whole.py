@@ -3,6 +3,7 @@
 import importlib
 import math
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -10,12 +11,18 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
-from emulator.conftest import ORDERS
-from ops.parity import bits, check, reference
+from ops.parity import (
+    ORDERS,
+    bits,
+    check,
+    on_cuda,
+    reference,
+)
 from slowfast_kernels import _extension
 from slowfast_kernels.ops._cases import Draw
 from slowfast_kernels.ops._memory import empty_channels_last
 from slowfast_kernels.ops.bottleneck3d.cases import _call
+from slowfast_kernels.ops.bottleneck3d.spec import BlockSpec
 from slowfast_kernels.testing import assert_close, provider_device, to_float64
 
 OP = "bottleneck3d"
@@ -23,7 +30,7 @@ DEVICE = provider_device("cuda")
 kernels = importlib.import_module("slowfast_kernels.ops.bottleneck3d.cuda")
 fit = importlib.import_module("slowfast_kernels.ops.bottleneck3d.cuda_tiles")
 DTYPES = (torch.bfloat16, torch.float16)
-pytestmark = pytest.mark.parametrize("provider", ["cuda"], indirect=True)
+pytestmark = on_cuda
 PRODUCTS = 9 * 64
 
 
@@ -40,7 +47,7 @@ def run(call, tiles=None, processors=2, out=None, monkeypatch=None):
     """The kernel on two blocks of threads, so that each walks over several tiles; poisoned output."""
     args, kwargs = call
     x, *parameters = pytree.tree_map_only(torch.Tensor, lambda t: t.to(DEVICE), args)
-    packed = kernels.pack(*parameters, dtype=x.dtype)
+    packed = kernels.pack(BlockSpec(*parameters), x.dtype)
     if out is None:
         out = empty_channels_last(x, (x.shape[0], packed.cout, *x.shape[2:])).fill_(math.nan)
     tiles = tiles or (4, 6)
@@ -67,7 +74,7 @@ def test_the_op_takes_it_by_itself(provider, monkeypatch):
     """An identity block of res2 runs on this kernel, unasked."""
     args, kwargs = call = block((1, 256, 1, 6, 5))
     x, *parameters = pytree.tree_map_only(torch.Tensor, lambda t: t.to(DEVICE), args)
-    packed = kernels.pack(*parameters, dtype=x.dtype)
+    packed = kernels.pack(BlockSpec(*parameters), x.dtype)
     out = empty_channels_last(x, x.shape).fill_(math.nan)
     chosen = kernels._chosen(x, packed, out, 1, 1, None)
     assert isinstance(chosen, fit.TailTiles) and chosen.whole
@@ -108,7 +115,7 @@ def test_same_bits_as_the_two_kernels(provider):
     """conv_a's result is rounded alike, every sum is taken in the same order."""
     (x, *parameters), kwargs = call = block((1, 96, 2, 9, 10))
     x, *parameters = pytree.tree_map_only(torch.Tensor, lambda t: t.to(DEVICE), (x, *parameters))
-    packed = kernels.pack(*parameters, dtype=x.dtype)
+    packed = kernels.pack(BlockSpec(*parameters), x.dtype)
     out = empty_channels_last(x, x.shape).fill_(math.nan)
     two = kernels.run_packed(x, packed, out, **kwargs, config=fit.TailTiles(5, 6))
     assert torch.equal(bits(run(call)), bits(two.cpu()))
@@ -152,9 +159,12 @@ def test_every_argument_is_obeyed(provider):
     args, kwargs = block((1, 40, 2, 5, 6), 48)
     base = run((args, kwargs))
     draw = Draw(seed=11, dtype=torch.bfloat16)
-    changes = [(i, draw.normal(*a.shape, std=0.3).to(a.dtype)) for i, a in enumerate(args)]
+    flat, tree = pytree.tree_flatten(args)
+    changes: list[tuple[int, Any]] = [
+        (i, draw.normal(*a.shape, std=0.3).to(a.dtype)) for i, a in enumerate(flat)
+    ]
     changes += [(i, None) for i in (2, 3, 5, 6, 8, 9, 11, 12)]
-    changed = [((*args[:i], value, *args[i + 1 :]), kwargs) for i, value in changes]
+    changed = [(pytree.tree_unflatten([*flat[:i], v, *flat[i + 1 :]], tree), kwargs) for i, v in changes]
     changed += [(args, {**kwargs, "dilation": 2})]
     for call in changed:
         got = run(call)
@@ -189,7 +199,7 @@ def test_which_blocks_it_is_offered(cin, cout, kernel_t, stride, sentence, provi
     (x, *parameters), _ = _call(
         draw, (1, cin, 1, 2, 2), 64, cout or cin, kernel_t, cout is not None, stride=stride
     )
-    packed = kernels.pack(*parameters, dtype=x.dtype)
+    packed = kernels.pack(BlockSpec(*parameters), x.dtype)
     refused = fit.whole_refuses(packed, stride)
     assert (sentence is None and refused is None) or sentence in refused
     offered = fit.whole_candidates(packed, 56, 56, stride, 1, fit.SHARED_BYTES)
@@ -203,14 +213,14 @@ def test_shared_memory_is_what_the_choice_of_tiles_reckons(cin, cout, provider):
     call = block((1, cin, 1, 2, 2), cout)
     with pytest.raises(RuntimeError, match="at most 232448 bytes of shared memory") as caught:
         run(call, (5, 11))
-    packed = kernels.pack(*call[0][1:], dtype=torch.bfloat16)
+    packed = kernels.pack(BlockSpec(*call[0][1:]), torch.bfloat16)
     asked = int(re.findall(r"\d+", str(caught.value))[-1])
     assert asked == fit.whole_shared_bytes(packed, fit.TailTiles(5, 11, True), 1), str(caught.value)
 
 
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_candidates_fit(dilation, provider):
-    packed = kernels.pack(*block((1, 256, 1, 2, 2))[0][1:], dtype=torch.bfloat16)
+    packed = kernels.pack(BlockSpec(*block((1, 256, 1, 2, 2))[0][1:]), torch.bfloat16)
     for tiles in fit.whole_candidates(packed, 56, 56, 1, dilation, fit.SHARED_BYTES):
         assert fit.whole_shared_bytes(packed, tiles, dilation) <= fit.SHARED_BYTES
         assert (tiles.height + 2 * dilation) * (tiles.width + 2 * dilation) <= fit.WHOLE_ROWS

@@ -3,6 +3,7 @@
 import importlib
 import math
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -10,12 +11,20 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
-from emulator.conftest import ORDERS
-from ops.parity import SHRINK, bits, case_named, check, expected_of, reference, without_type_checks
+from ops.parity import (
+    ORDERS,
+    SHRINK,
+    bits,
+    case_named,
+    check,
+    on_cuda,
+    reference,
+)
 from slowfast_kernels import _extension, ops
-from slowfast_kernels.ops._cases import Draw, cases_of
+from slowfast_kernels.ops._cases import Draw
 from slowfast_kernels.ops._memory import empty_channels_last
 from slowfast_kernels.ops.bottleneck3d.cases import _call
+from slowfast_kernels.ops.bottleneck3d.spec import BlockSpec
 from slowfast_kernels.testing import assert_close, provider_device, to_float64
 
 OP = "bottleneck3d"
@@ -23,12 +32,9 @@ DEVICE = provider_device("cuda")
 kernels = importlib.import_module("slowfast_kernels.ops.bottleneck3d.cuda")
 fit = importlib.import_module("slowfast_kernels.ops.bottleneck3d.cuda_tiles")
 DTYPES = (torch.bfloat16, torch.float16)
-pytestmark = pytest.mark.parametrize("provider", ["cuda"], indirect=True)
+pytestmark = on_cuda
 PRODUCTS = 9 * 512
 
-NARROW = ["res2.fast.0", "res2.fast.1", "res3.fast.0", "res3.fast.1", "res4.fast.0", "res4.fast.1", "one frame",
-          "one pixel", "one column", "five frames", "dilated", "dilated and strided", "dilation beyond the map",
-          "stride 3", "bare", "batch 0", "channel slice"]  # fmt: skip
 WIDE = ["res2.slow.0", "res2.slow.1", "res3.slow.0", "res3.slow.1", "res5.fast.0", "res5.fast.1",
         "res5.fast.0 dilated", "res5.fast.1 dilated"]  # fmt: skip
 
@@ -41,49 +47,15 @@ def block(args, kwargs):
 def run_packed(args, kwargs, **more):
     """The packed entry point, for what the op does not say: tiles, a given output."""
     x, *parameters = pytree.tree_map_only(torch.Tensor, lambda x: x.to(DEVICE), args)
-    stride = kwargs.get("stride", 1)
-    packed = kernels.pack(*parameters, dtype=x.dtype)
+    spec = BlockSpec(*parameters, **kwargs)
+    packed = kernels.pack(spec, x.dtype)
     out = more.pop("out", None)
     if out is None:
-        shape = kernels.output_shape(x.shape, (packed.cout,), stride)
-        out = empty_channels_last(x, shape).fill_(math.nan)
+        out = empty_channels_last(x, spec.out_shape(x.shape)).fill_(math.nan)
     return kernels.run_packed(x, packed, out, **kwargs, **more).cpu(), packed
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", NARROW)
-def test_parity(name, dtype, provider):
-    got = block(*case_named(OP, name).args(dtype=dtype, shrink=SHRINK))
-    check([got], *expected_of(OP, name, dtype), PRODUCTS, name)
-
-
-@pytest.mark.parametrize("name, dtype", [(n, DTYPES[i % 2]) for i, n in enumerate(WIDE)], ids=str)
-def test_parity_of_wide_blocks(name, dtype, provider):
-    """All channels, three frames, few pixels."""
-    (x, *rest), kwargs = case_named(OP, name).args(dtype=dtype, shrink=SHRINK)
-    call = (x[:, :, :3], *rest), kwargs
-    check([block(*call)], reference(OP, *to_float64(call)), reference(OP, *call), PRODUCTS, name)
-
-
-@pytest.mark.parametrize("name", [c.name for c in cases_of(OP) if c.name not in NARROW + WIDE])
-def test_what_the_kernels_do_not_take(name, provider):
-    """Said in a sentence, never computed otherwise."""
-    args, kwargs = case_named(OP, name).args(dtype=torch.bfloat16, shrink=1000)
-    with pytest.raises(
-        RuntimeError, match=r"cuda: (the inner width \d+ is none of|\d+ and \d+ channels are not)"
-    ):
-        block(args, kwargs)
-
-
-@without_type_checks()
-def test_what_the_kernels_refuse(provider):
-    (x, *rest), kwargs = case_named(OP, "one frame").args(dtype=torch.bfloat16)
-    with pytest.raises(
-        RuntimeError, match=r"cuda: x is torch\.float32: the tensor-core kernels take bfloat16"
-    ):
-        block((x.float(), *rest), kwargs)
-    with pytest.raises(RuntimeError, match=r"cuda: weight is torch\.bfloat16 but x is torch\.float16"):
-        block((x.half(), *rest), kwargs)
+def test_weights_have_to_fit_into_shared_memory(provider):
     # 1024 channels: the weights alone take more than a block of threads has
     call = _call(Draw(dtype=torch.bfloat16), (1, 1024, 1, 2, 2), 32, 1024, 3)
     with pytest.raises(RuntimeError, match=r"cuda: one output pixel takes \d+ bytes of shared memory"):
@@ -95,7 +67,7 @@ def test_what_the_kernels_refuse(provider):
 )
 def test_least_shared_memory_is_that_of_a_tile_of_one_pixel(name, provider):
     args, kwargs = case_named(OP, name).args(dtype=torch.bfloat16, shrink=1000)
-    packed = kernels.pack(*args[1:], dtype=torch.bfloat16)
+    packed = kernels.pack(BlockSpec(*args[1:]), torch.bfloat16)
     stride, dilation = kwargs.get("stride", 1), kwargs.get("dilation", 1)
     one = fit.TailTiles(1, 1) if name in WIDE else fit.Tiles(1, 1, 1)
     expected = reckoned((args, {"stride": stride, "dilation": dilation}), one)
@@ -129,7 +101,7 @@ tiles = st.builds(fit.Tiles, st.integers(1, 9), st.integers(1, 18), st.integers(
 def reckoned(drawn, config):
     """Shared memory by the count of the choice of tiles."""
     (x, *parameters), kwargs = drawn
-    packed = kernels.pack(*parameters, dtype=x.dtype)
+    packed = kernels.pack(BlockSpec(*parameters), x.dtype)
     count = fit.tail_shared_bytes if isinstance(config, fit.TailTiles) else fit.shared_bytes
     return count(packed, config, kwargs["stride"], kwargs["dilation"])
 
@@ -228,9 +200,12 @@ def test_every_argument_is_obeyed(inner, provider):
     shape = (2, 24, 3, 6, 7) if inner == 16 else (1, 24, 2, 5, 5)
     args, kwargs = _call(draw, shape, inner, 40, 3, True, stride=1, dilation=1)
     base = block(args, kwargs)
-    changes = [(i, draw.normal(*a.shape, std=0.3).to(a.dtype)) for i, a in enumerate(args)]
+    flat, tree = pytree.tree_flatten(args)
+    changes: list[tuple[int, Any]] = [
+        (i, draw.normal(*a.shape, std=0.3).to(a.dtype)) for i, a in enumerate(flat)
+    ]
     changes += [(i, None) for i in (2, 3, 5, 6, 8, 9, 11, 12)]
-    changed = [((*args[:i], value, *args[i + 1 :]), kwargs) for i, value in changes]
+    changed = [(pytree.tree_unflatten([*flat[:i], v, *flat[i + 1 :]], tree), kwargs) for i, v in changes]
     changed += [(args, {"stride": 2, "dilation": 1}), (args, {"stride": 1, "dilation": 2})]
     for call in changed:
         got = block(*call)
@@ -245,7 +220,6 @@ def test_shared_memory_is_what_the_choice_of_tiles_reckons(name, provider):
     args, kwargs = case_named(OP, name).args(dtype=torch.bfloat16, shrink=1000)
     if name in WIDE:
         kwargs = {"stride": 7, "dilation": 17}
-        args = (*args[:-3], *([None] * 3)) if args[-3] is None else args
         big = fit.TailTiles(8, 13)
     else:
         big = fit.Tiles(73, 61, 2)

@@ -7,43 +7,38 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils import _pytree as pytree
 
 from ops.parity import (
+    FLOATS,
     ORDERS,
     SHRINK,
     bits,
     case_named,
     check,
-    check_gradients,
-    expected_of,
     far_apart,
+    on_cuda,
     reference,
-    without_type_checks,
+    there,
 )
 from slowfast_kernels import ops
-from slowfast_kernels.ops._cases import Draw, cases_of
+from slowfast_kernels.ops._cases import Draw
 from slowfast_kernels.ops._memory import pixel_rows
+from slowfast_kernels.ops._spec import ConvAffine
 from slowfast_kernels.ops.lateral_fusion.cases import _call
-from slowfast_kernels.ops.lateral_fusion.reference import KINDS
+from slowfast_kernels.ops.lateral_fusion.spec import KINDS, LateralSpec
 from slowfast_kernels.precision import fp32_precision
-from slowfast_kernels.testing import assert_close, assert_same_layout, provider_device, to_float64
+from slowfast_kernels.testing import assert_close, provider_device, to_float64
 
 OP = "lateral_fusion"
 DEVICE = provider_device("cuda")
 kernels = importlib.import_module("slowfast_kernels.ops.lateral_fusion.cuda")
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-pytestmark = pytest.mark.parametrize("provider", ["cuda"], indirect=True)
+pytestmark = on_cuda
 
 
 @pytest.fixture(autouse=True)
 def exact_float32():
     with fp32_precision("ieee"):
         yield
-
-
-def there(tree):
-    return pytree.tree_map_only(torch.Tensor, lambda x: x.to(DEVICE), tree)
 
 
 def run(args, kwargs):
@@ -58,28 +53,17 @@ def products(args):
     return 1 if args[2] is None else math.prod(args[2].shape[1:])
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", cases_of(OP), ids=str)
-def test_parity(case, dtype, provider):
-    args, kwargs = case.args(dtype=dtype, shrink=SHRINK)
-    got = run(args, kwargs)
-    n, c, t, h, w = got.shape
-    if kwargs["kind"] != "none":
-        assert_same_layout(got, torch.zeros(n, t, h, w, c).permute(0, 4, 1, 2, 3))
-    check([got], *expected_of(OP, case.name, dtype), products(args), case.name)
-
-
 @st.composite
 def calls(draw):
     alpha, kind = draw(st.integers(1, 4)), draw(st.sampled_from(KINDS))
     fast = draw(st.one_of(st.integers(1, 20), st.sampled_from([8, 16, 40])))
     slow = alpha * fast if kind == "time_to_channel_sum" else draw(st.integers(1, 40))
     extents = [draw(st.integers(1, n)) for n in (3, 9, 9)]
-    source = Draw(seed=draw(st.integers(0, 99)), dtype=draw(st.sampled_from(DTYPES)))
+    source = Draw(seed=draw(st.integers(0, 99)), dtype=draw(st.sampled_from(FLOATS)))
     return _call(
         source, (draw(st.integers(0, 2)), slow, *extents), fast, draw(st.integers(1, 70)),
         draw(st.sampled_from([1, 3, 5, 7])), alpha=alpha, kind=kind, affine=draw(st.booleans()),
-        relu=draw(st.booleans()),
+        activation=draw(st.sampled_from(["relu", "none"])),
     )  # fmt: skip
 
 
@@ -106,7 +90,7 @@ def test_float32_on_the_matrix_units(name, provider):
         assert torch.equal(results[mode], results["ieee"])
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("channels", [(12, 4, 9), (16, 8, 24)], ids=str)
 def test_into_the_fused_buffer(channels, kind, dtype, provider):
@@ -142,7 +126,7 @@ def test_copies_are_exact_whatever_they_hold(kind, provider):
     assert torch.equal(torch.signbit(got), torch.signbit(expected))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("fast_channels", [6, 8])
 def test_what_is_not_finite_stays_where_it_belongs(fast_channels, dtype, provider):
     for value in (math.nan, math.inf, -math.inf):
@@ -180,22 +164,6 @@ def test_no_order_of_threads_changes_a_bit(mode, provider, monkeypatch):
                 results.append(bits(run(args, kwargs)))
         assert all(torch.equal(results[0], r) for r in results[1:])
         results.clear()
-
-
-@pytest.mark.parametrize("name", ["odd", "odd concat", "odd sum", "odd sample", "batch 0"])
-def test_gradients(name, provider):
-    check_gradients(OP, *there(case_named(OP, name).args()), 1e-5, name)
-
-
-@without_type_checks()
-def test_what_the_kernels_refuse(provider):
-    args, kwargs = there(case_named(OP, "odd").args())
-    with pytest.raises(RuntimeError, match="cuda: slow is torch.float64, the CUDA kernels take float32"):
-        ops.lateral_fusion(*to_float64(args), **kwargs)
-    with pytest.raises(RuntimeError, match="fast is torch.bfloat16 but slow is torch.float32"):
-        ops.lateral_fusion(args[0], args[1].bfloat16(), *args[2:], **kwargs)
-    with pytest.raises(RuntimeError, match="weight is torch.bfloat16 but fast is torch.float32"):
-        ops.lateral_fusion(*args[:2], args[2].bfloat16(), *args[3:], **kwargs)
 
 
 def test_launchers_check_for_themselves(provider):
@@ -253,5 +221,7 @@ def test_offsets_beyond_2_31(kind, provider):
     assert torch.equal(run((slow, far, *rest), kwargs), expected)
     out = far_apart(torch.zeros(2, expected.shape[1], 2, 1, 3).bfloat16(), 2**28 + 8)
     out[:, : slow.shape[1]] = slow
-    kernels.run_out(out, fast, *rest, kwargs["alpha"], KINDS.index(kind), True)
+    conv = None if rest[0] is None else ConvAffine(*rest)
+    spec = LateralSpec(conv, kwargs["alpha"], kind)
+    kernels.prepare(spec, fast.dtype, fast.device, once=True).in_place(out, fast)
     assert torch.equal(out, expected)

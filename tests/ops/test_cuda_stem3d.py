@@ -9,12 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
-from emulator.conftest import ORDERS
-from ops.parity import SHRINK, bits, case_named, check, expected_of, reference, without_type_checks
+from ops.parity import (
+    ORDERS,
+    bits,
+    case_named,
+    check,
+    on_cuda,
+    reference,
+)
 from slowfast_kernels import _extension, ops
-from slowfast_kernels.ops._cases import Draw, cases_of
+from slowfast_kernels.ops._cases import Draw
 from slowfast_kernels.ops._memory import empty_channels_last
+from slowfast_kernels.ops._spec import ConvAffine
 from slowfast_kernels.ops.stem3d.cases import _call
+from slowfast_kernels.ops.stem3d.spec import StemSpec
 from slowfast_kernels.testing import assert_close, assert_same_nonfinite, provider_device, to_float64
 
 OP = "stem3d"
@@ -22,10 +30,7 @@ DEVICE = provider_device("cuda")
 kernels = importlib.import_module("slowfast_kernels.ops.stem3d.cuda")
 DTYPES = (torch.bfloat16, torch.float16)
 PRODUCTS = 5 * 7 * 7 * 3
-pytestmark = pytest.mark.parametrize("provider", ["cuda"], indirect=True)
-
-TAKEN = ["stem.slow", "stem.fast", "one frame", "one pixel", "negative sums", "wide", "batch 0", "channels first",
-         "every alpha-th frame"]  # fmt: skip
+pytestmark = on_cuda
 
 
 def stem(args, kwargs):
@@ -36,18 +41,11 @@ def stem(args, kwargs):
 def run_packed(args, segment, out=None):
     """The packed entry point: a given output and number of frames of a block of threads."""
     x, weight, scale, shift = pytree.tree_map_only(torch.Tensor, lambda x: x.to(DEVICE), args)
-    packed = kernels.pack(weight, scale, shift, dtype=x.dtype)
+    spec = StemSpec(ConvAffine(weight, scale, shift))
     if out is None:
-        shape = kernels.output_shape(x.shape, weight.shape, (1, 2, 2), True)
-        out = empty_channels_last(x, shape).fill_(math.nan)
+        out = empty_channels_last(x, spec.out_shape(x.shape)).fill_(math.nan)
+    packed = kernels.pack(spec.conv, x.dtype)
     return kernels.run_packed(x, packed, out, config=segment and kernels.Segment(segment)).cpu()
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", TAKEN)
-def test_parity(name, dtype, provider):
-    got = stem(*case_named(OP, name).args(dtype=dtype, shrink=SHRINK))
-    check([got], *expected_of(OP, name, dtype), PRODUCTS, name)
 
 
 @pytest.mark.parametrize("name", ["stem.slow", "stem.fast"])
@@ -66,40 +64,14 @@ def test_parity_of_several_tiles(name, provider):
         )
 
 
-@pytest.mark.parametrize("name", [c.name for c in cases_of(OP) if c.name not in TAKEN])
-def test_what_the_kernel_does_not_take(name, provider):
-    """Said in a sentence, never computed otherwise."""
-    args, kwargs = case_named(OP, name).args(dtype=torch.bfloat16)
-    with pytest.raises(
-        RuntimeError, match=r"cuda: (the kernel .* is not 1x7x7|\d+ output channels of|stride .* pool)"
-    ):
-        stem(args, kwargs)
-
-
-@without_type_checks()
-def test_what_the_kernel_refuses(provider):
-    (x, *rest), kwargs = case_named(OP, "one frame").args(dtype=torch.bfloat16)
-    with pytest.raises(
-        RuntimeError, match=r"cuda: x is torch\.float32: the tensor-core kernel takes bfloat16"
-    ):
-        stem((x.float(), *rest), kwargs)
-    with pytest.raises(RuntimeError, match=r"cuda: weight is torch\.bfloat16 but x is torch\.float16"):
-        stem((x.half(), *rest), kwargs)
-    for change in ({"stride": (1, 1, 1)}, {"pool": False}):
-        with pytest.raises(
-            RuntimeError, match=r"cuda: stride .* the kernel has stride \(1, 2, 2\) and pools"
-        ):
-            stem((x, *rest), kwargs | change)
-
-
 @st.composite
 def calls(draw):
     kernel_t = draw(st.sampled_from([1, 5]))
     cout = 8 if kernel_t == 5 else 8 * draw(st.integers(1, 8))
     source = Draw(seed=draw(st.integers(0, 999)), dtype=draw(st.sampled_from(DTYPES)))
     shape = (draw(st.integers(0, 2)), 3, *(draw(st.integers(1, n)) for n in (7, 40, 44)))
-    relu, affine = draw(st.booleans()), draw(st.booleans())
-    (x, *rest), kwargs = _call(source, shape, cout, (kernel_t, 7, 7), relu=relu, affine=affine)
+    activation, affine = draw(st.sampled_from(["relu", "none"])), draw(st.booleans())
+    (x, *rest), kwargs = _call(source, shape, cout, (kernel_t, 7, 7), activation=activation, affine=affine)
     layout = draw(st.sampled_from(["channels last", "channels first", "every other frame", "cropped"]))
     if layout == "channels first":
         x = x.contiguous()
@@ -139,16 +111,16 @@ def test_the_order_of_the_threads_does_not_matter(kernel, provider, monkeypatch)
 
 
 @pytest.mark.parametrize("kernel", [(1, 7, 7), (5, 7, 7)], ids=str)
-@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("activation", ["relu", "none"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_nonfinite_input_stays_where_it_belongs(value, relu, kernel, provider):
+def test_nonfinite_input_stays_where_it_belongs(value, activation, kernel, provider):
     """One bad pixel reaches the windows that hold it and no others; NaN wins a pool window as in PyTorch."""
     draw = Draw(seed=3, dtype=torch.float16)
     for at in ((11, 12), (0, 0), (22, 31)):
         x, weight = draw.normal(1, 3, 6, 23, 32), draw.weight(8, 3, *kernel)
         x[0, 1, 3, at[0], at[1]] = value
-        got = stem((x, weight), {"relu": relu})
-        expected = reference(OP, (x.double(), weight.double()), {"relu": relu})[0]
+        got = stem((x, weight), {"activation": activation})
+        expected = reference(OP, (x.double(), weight.double()), {"activation": activation})[0]
         assert_same_nonfinite(got, expected)
         assert_close(got, expected, PRODUCTS, bound=0.02)
 
@@ -157,8 +129,8 @@ def test_nonfinite_input_stays_where_it_belongs(value, relu, kernel, provider):
 def test_pool_of_only_negative_sums(dtype, provider):
     """The pool's padding is minus infinity, not zero."""
     x, weight = torch.rand(1, 3, 2, 13, 14).to(dtype), -torch.rand(8, 3, 1, 7, 7).to(dtype)
-    got = stem((x, weight), {"relu": False})
-    expected = reference(OP, (x.double(), weight.double()), {"relu": False})[0]
+    got = stem((x, weight), {"activation": "none"})
+    expected = reference(OP, (x.double(), weight.double()), {"activation": "none"})[0]
     assert expected.max() < 0
     assert_close(got, expected, PRODUCTS)
 
@@ -182,9 +154,9 @@ def test_every_argument_is_obeyed(kernel, provider):
     changes = [(i, draw.normal(*a.shape).to(a.dtype)) for i, a in enumerate(args)] + [(2, None), (3, None)]
     changed = [((*args[:i], value, *args[i + 1 :]), kwargs) for i, value in changes]
     below = (*args[:3], args[3] - 3)  # enough below zero for whole pool windows
-    clamped, free = stem(below, kwargs), stem(below, kwargs | {"relu": False})
+    clamped, free = stem(below, kwargs), stem(below, kwargs | {"activation": "none"})
     assert (clamped == 0).any() and (free < 0).any()
-    for call in (*changed, (below, kwargs), (below, kwargs | {"relu": False})):
+    for call in (*changed, (below, kwargs), (below, kwargs | {"activation": "none"})):
         got = stem(*call)
         assert not torch.equal(got, base)
         check([got], reference(OP, *to_float64(call)), reference(OP, *call), PRODUCTS, "changed")

@@ -8,17 +8,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from ops.parity import GPU_PROVIDERS, ORDERS, SHRINK, bits, reference, run, there, untouched
+from ops.parity import (
+    ORDERS,
+    bits,
+    on_cuda,
+    on_gpu,
+    on_triton,
+    reference,
+    run,
+    there,
+    untouched,
+)
 from ops.test_pack_pathways import FAST_INPUTS, MEAN, STD, assert_packed, calls, numbered, pixels, shown
-from slowfast_kernels.ops._cases import cases_of
+from slowfast_kernels.ops.pack_pathways.spec import PackSpec
 from slowfast_kernels.testing import assert_same_layout
 
 OP = "pack_pathways"
-on_gpu = pytest.mark.parametrize("provider", GPU_PROVIDERS, indirect=True)
-on_triton = pytest.mark.parametrize("provider", ["triton"], indirect=True)
-on_cuda = pytest.mark.parametrize("provider", ["cuda"], indirect=True)
 on_each_fast_input = pytest.mark.parametrize("fast_input", FAST_INPUTS)
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 #: Calls drawn: the interpreter gets few.
 DRAWN = {"triton": 20, "cuda": 40}
 
@@ -36,16 +42,6 @@ def pack(*args, **kwargs):
 
 def exact_of(args, kwargs):
     return reference(OP, args, kwargs | {"dtype": torch.float64})
-
-
-@on_gpu
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", cases_of(OP), ids=str)
-def test_parity(case, dtype, provider):
-    args, kwargs = case.args(dtype=dtype, shrink=SHRINK)
-    got = pack(*args, **kwargs)
-    assert all(g.dtype == dtype for g in got)
-    assert_packed(got, exact_of(args, kwargs), case.name)
 
 
 @on_gpu
@@ -148,7 +144,8 @@ def test_slow_frames(rule, expected, fast_input, provider):
 @on_each_fast_input
 def test_a_frame_number_that_was_not_checked(fast_input, provider, kernels, monkeypatch):
     """As on a stream that is captured: no wild read, a frame of NaN, the other frames as they should be."""
-    monkeypatch.setattr(kernels, "slow_frames", lambda *args: None)
+    frames_of = importlib.import_module("slowfast_kernels.ops.pack_pathways.slow_frames")
+    monkeypatch.setattr(frames_of, "slow_frames", lambda *args: None)
     for shape in ((2, 4, 3, 5, 3), (2, 4, 8, 16, 3)):
         frames = pixels(*shape)
         index = torch.tensor([3, 4, -1, 0, 2**40])
@@ -192,12 +189,14 @@ def test_nonfinite_mean_stays_in_its_channel(value, reverse, provider):
 
 @on_gpu
 def test_what_is_refused(provider, kernels):
-    message = rf"(?i){provider}: dtype is torch\.float64, the {provider} kernels write"
+    message = rf"(?i){provider}: the maps are float64, the {provider} kernels take"
     with pytest.raises(RuntimeError, match=message):
         pack(pixels(1, 2, 3, 3, 3), 1, dtype=torch.float64)
     most = {"triton": "2^31", "cuda": "2^30"}[provider]
     huge = pixels(1, 1, 1, 1, 3).expand(1, 1, 2**15, 2**15, 3)
-    assert f"fewer than {most}" in kernels.refuses(huge, 1, None, None, [], [], torch.float32)
+    assert f"fewer than {most}" in kernels.refuses(
+        huge, PackSpec(1, "stride", None, MEAN, STD, torch.float32, "rgb", False)
+    )
 
 
 @on_cuda

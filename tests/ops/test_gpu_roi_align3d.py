@@ -11,25 +11,30 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from ops.parity import GPU_PROVIDERS, ORDERS, bits, check, expected_of, far_apart, reference, run, there
-from ops.test_roi_align3d import BAD, COORDINATES, autograd_of_reference, by_keyword, calls
+from ops.parity import (
+    ORDERS,
+    bits,
+    check,
+    far_apart,
+    on_cuda,
+    on_gpu,
+    on_triton,
+    reference,
+    run,
+    there,
+)
+from ops.test_roi_align3d import BAD, autograd_of_reference, by_keyword, calls
 from slowfast_kernels import ops, use_backend
-from slowfast_kernels.ops._cases import Draw, cases_of
+from slowfast_kernels.ops._cases import Draw
 from slowfast_kernels.ops._memory import pixel_rows
-from slowfast_kernels.ops.roi_align3d.cases import ODD, SCALE, boxes, rows, tubes, volumes
+from slowfast_kernels.ops.roi_align3d.cases import COORDINATES, ODD, SCALE, boxes, rows, tubes, volumes
 from slowfast_kernels.testing import (
     assert_close,
     assert_gradient,
-    assert_same_layout,
     assert_same_nonfinite,
-    to_float64,
 )
 
 OP = "roi_align3d"
-CASES = cases_of(OP)
-on_gpu = pytest.mark.parametrize("provider", GPU_PROVIDERS, indirect=True)
-on_triton = pytest.mark.parametrize("provider", ["triton"], indirect=True)
-on_cuda = pytest.mark.parametrize("provider", ["cuda"], indirect=True)
 MODES = ("frame", "tube", "volume")
 on_each_mode = pytest.mark.parametrize("mode", MODES)
 NAN, INF = math.nan, math.inf
@@ -78,28 +83,6 @@ def check_features_gradient(x, rois, size, scale, ratio, aligned, mode, bound, t
 
 
 @on_gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("case", [c for c in CASES if c.edge], ids=str)
-def test_parity(case, dtype, provider):
-    args, kwargs = case.args(dtype=dtype)
-    got = align(*args, **kwargs)
-    assert_same_layout(got, got.clone(memory_format=torch.preserve_format))
-    check([got], *expected_of(OP, case.name, dtype), COORDINATES, case.name)
-
-
-@on_gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("case", [c for c in CASES if c.real], ids=str)
-def test_parity_of_real_calls(case, dtype, provider):
-    """A few cells and the first box: every channel, two frames."""
-    (x, rois), kwargs = case.args(dtype=dtype, shrink=6)
-    x, rois = x[:, :, :2], rois[:1, :2] if kwargs["mode"] == "tube" else rois[:1]
-    kwargs["output_size"] = (2, 7, 7) if kwargs["mode"] == "volume" else (7, 7)
-    exact, peer = reference(OP, *to_float64(((x, rois), kwargs))), reference(OP, (x, rois), kwargs)
-    check([align(x, rois, **kwargs)], exact, peer, COORDINATES, case.name)
-
-
-@on_gpu
 def test_drawn_calls(provider):
     @settings(max_examples=DRAWN[provider])
     @given(call=calls((torch.float32, torch.bfloat16, torch.float16)))
@@ -107,8 +90,8 @@ def test_drawn_calls(provider):
         call["rois"] = call["rois"].float()
         wide = call | {"features": call["features"].double()}  # float32 boxes: the same samples in float64
         with use_backend("reference"):
-            expected = [[by_keyword(**c)] for c in (wide, call)]
-        check([by_keyword(**there(call)).cpu()], *expected, 64, "drawn")
+            exact, peer = ([by_keyword(**c)] for c in (wide, call))
+        check([by_keyword(**there(call)).cpu()], exact, peer, 64, "drawn")
 
     parity()
 
@@ -155,7 +138,7 @@ def test_more_bins_than_a_table_has(mode, provider):
     draw = Draw(seed=8)
     x, rois = draw.normal(1, 3, 2, 5, 40), draw.uniform(11, 5, low=0, high=4)
     rois[:, 0], rois[:, 3:] = 0, rois[:, 3:] + rows(Draw(), (37, 4))
-    size = (70, 67)
+    size: tuple[int, ...] = (70, 67)
     if mode == "volume":
         rois = torch.cat([rois[:2], rows(Draw(), (0, 2), (-1, 3))], 1)
         size = (35, 2, 33)
@@ -340,13 +323,6 @@ def test_batch_indices_that_were_not_checked(provider, monkeypatch):
     assert got[1:].flatten(1).isnan().all(1).tolist() == [True] * len(bad)
     (grad,) = torch.autograd.grad(got.sum(), x)
     assert not grad[0].any() and grad[1].any() and grad.isfinite().all()
-
-
-@on_gpu
-def test_float64_is_refused(provider):
-    message = rf"(?i){provider}: the maps are torch\.float64, the {provider} kernels take"
-    with pytest.raises(RuntimeError, match=message):
-        align(torch.zeros(1, 2, 1, 3, 3).double(), torch.zeros(1, 5))
 
 
 def test_channel_slices_are_read_in_place():

@@ -8,30 +8,28 @@ import torch
 from hypothesis import given, settings
 
 from ops.parity import (
-    GPU_PROVIDERS,
     ORDERS,
     bits,
     check,
-    check_case,
+    expected_of,
     far_apart,
+    on_cuda,
+    on_gpu,
+    on_triton,
     reference,
     run,
     there,
-    without_type_checks,
 )
-from ops.test_roi_head_pool import COORDINATES, calls, composed
+from ops.test_roi_head_pool import calls, composed
 from slowfast_kernels import ops
 from slowfast_kernels.ops._cases import Draw, cases_of
 from slowfast_kernels.ops._memory import pixel_rows
 from slowfast_kernels.ops._registration import OPS
-from slowfast_kernels.ops.roi_align3d.cases import ODD, SCALE, boxes, rows
+from slowfast_kernels.ops.roi_align3d.cases import COORDINATES, ODD, SCALE, boxes, rows
 from slowfast_kernels.testing import assert_gradient, to_float64
 
 OP = "roi_head_pool"
 CASES = cases_of(OP)
-on_gpu = pytest.mark.parametrize("provider", GPU_PROVIDERS, indirect=True)
-on_triton = pytest.mark.parametrize("provider", ["triton"], indirect=True)
-on_cuda = pytest.mark.parametrize("provider", ["cuda"], indirect=True)
 #: The CUDA kernels reduce over time in every box's own blocks, or in a launch of its own.
 WAYS = {
     "triton": ("triton", None),
@@ -77,7 +75,7 @@ def pooled_and_arg(slow, fast, rois, size=(7, 7), ratio=0, aligned=True, tempora
 def both_ways(slow, fast, rois, temporal):
     """Bits of the result, and of both gradients when it comes back as it is."""
     leaves = [x.clone().requires_grad_() for x in there((slow, fast))]
-    out = ops.roi_head_pool(*leaves, there(rois), temporal=temporal)
+    out = ops.roi_head_pool(leaves[0], leaves[1], there(rois), temporal=temporal)
     out.backward(out.detach())
     return torch.cat([bits(x.cpu()) for x in (out.detach(), *(leaf.grad for leaf in leaves))])
 
@@ -94,23 +92,13 @@ def check_pathway_gradient(slow, rois, size, bound, scale=SCALE):
     return out.detach().cpu()
 
 
-@on_gpu_each_way
+@on_cuda_each_way
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("case", [c for c in CASES if c.edge], ids=str)
-def test_parity(case, dtype, apart, provider):
-    check_case(OP, case, dtype, provider, COORDINATES)
-
-
-@on_gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("case", [c for c in CASES if c.real], ids=str)
-def test_parity_of_real_calls(case, dtype, provider):
-    """A quarter of the height and width, at most half of the frames, some boxes: every channel."""
-    (slow, fast, rois), _ = case.args(dtype=dtype, shrink=4)
-    few = provider == "triton"
-    args = (slow[:, :, :: 4 if few else 2], fast[:, :, ::4], rois[:2] if few else rois[:6:2])
-    exact, peer = reference(OP, *to_float64((args, {}))), reference(OP, args, {})
-    check([pool(*args)], exact, peer, COORDINATES, case.name)
+def test_each_way_of_reducing(case, dtype, apart, provider):
+    got = run(OP, *case.args(dtype=dtype))
+    exact, peer = expected_of(OP, case.name, dtype)
+    check(got, exact, peer, COORDINATES, f"{case}, {apart}")
 
 
 @on_gpu
@@ -245,12 +233,12 @@ def test_gradients(temporal, aligned, ratio, provider):
     rois[:, 3:] += 24  # some reach beyond the map
     for dtype, bound in ((torch.float32, 1e-6), (torch.bfloat16, 3e-3), (torch.float16, 4e-4)):
         leaves = [there(x.to(dtype)).detach().requires_grad_() for x in (slow, fast)]
-        out = ops.roi_head_pool(*leaves, there(rois), (3, 4), SCALE, ratio, aligned, temporal)
+        out = ops.roi_head_pool(leaves[0], leaves[1], there(rois), (3, 4), SCALE, ratio, aligned, temporal)
         upstream = torch.randn(out.shape).to(dtype)
         got = torch.autograd.grad(out, leaves, there(upstream))
         wide = [x.detach().cpu().double().requires_grad_() for x in leaves]
         exact = torch.autograd.grad(
-            composed(*wide, rois, (3, 4), SCALE, ratio, aligned, temporal), wide, upstream.double()
+            composed(wide[0], wide[1], rois, (3, 4), SCALE, ratio, aligned, temporal), wide, upstream.double()
         )
         for g, e in zip(got, exact, strict=True):
             assert g.dtype == dtype and g.is_contiguous(memory_format=torch.channels_last_3d)
@@ -364,13 +352,9 @@ def test_a_forged_arg_is_not_a_wild_write(provider):
 
 
 @on_gpu
-@without_type_checks()
-def test_what_is_refused(provider):
+def test_mixed_types_are_refused(provider):
     x, rois = torch.zeros(1, 2, 1, 3, 3), torch.zeros(1, 5)
-    message = rf"(?i){provider}: slow is torch\.float64, the {provider} kernels take float32"
-    with pytest.raises(RuntimeError, match=message):
-        pool(x.double(), None, rois)
-    message = rf"{provider}: fast is torch\.float32 but slow is torch\.bfloat16"
+    message = rf"{provider}: a map is torch\.float32, the first map torch\.bfloat16"
     with pytest.raises(RuntimeError, match=message):
         OPS[OP].handle(*there((x.bfloat16(), x, rois)), [2, 2], 1.0, 0, True, "mean")
 

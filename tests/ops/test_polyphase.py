@@ -1,42 +1,52 @@
 """The polyphase form of the lateral convolution, which frozen models use, against float64."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ops.parity import COMPUTING, bits
-from slowfast_kernels.ops import _shapes
+from ops.parity import bits, on_each_computing
+from slowfast_kernels.ops import _layers
 from slowfast_kernels.ops._cases import Draw
+from slowfast_kernels.ops._spec import ConvAffine
 from slowfast_kernels.ops.conv_bn_act3d.reference import conv_bn_act3d_reference
 from slowfast_kernels.ops.lateral_fusion import polyphase
+from slowfast_kernels.ops.lateral_fusion.spec import LateralSpec
 from slowfast_kernels.testing import assert_close
-
-on_each = pytest.mark.parametrize("provider", COMPUTING, indirect=True)
-ONE = [1, 1, 1]
 
 
 def run(x, weight, scale, shift, alpha, relu, out=None):
     n, _, t, h, w = x.shape
     if out is None:
         out = torch.empty((n, weight.shape[0], t // alpha, h, w), memory_format=torch.channels_last_3d)
-    packed = polyphase.pack(weight, scale, alpha)
+    packed = polyphase.pack(ConvAffine(weight, scale), alpha)
     torch.ops.slowfast._lateral_run_cpu(x, *packed, shift, alpha, relu, out)
     return out
 
 
 def exact(x, weight, scale, shift, alpha, relu):
     wide = [None if a is None else a.double() for a in (x, weight, scale, shift)]
-    return conv_bn_act3d_reference(*wide, None, [alpha, 1, 1], [alpha - 1, 0, 0], ONE, relu)
+    x, *conv = wide
+    return conv_bn_act3d_reference(x, None, spec_of(*conv, alpha=alpha, relu=relu).full)
 
 
-def draw_call(seed, alpha, shape, cout):
+def spec_of(*conv, alpha, relu=True):
+    return LateralSpec(ConvAffine(*conv), alpha, activation="relu" if relu else "none")
+
+
+def pays(weight, alpha, dtype):
+    return polyphase.pays(spec_of(torch.empty(weight, device="meta"), alpha=alpha), dtype)
+
+
+def draw_call(seed, alpha, shape, cout) -> tuple[Any, Any, Any, Any, Any]:
     draw = Draw(seed=seed)
     weight = draw.weight(cout, shape[1], 2 * alpha - 1, 1, 1)
     return draw.normal(*shape), weight, draw.scale(cout), draw.shift(cout), alpha
 
 
-@on_each
+@on_each_computing
 @given(data=st.data())
 def test_drawn_shapes(data, provider):
     alpha = data.draw(st.integers(2, 9))
@@ -47,31 +57,33 @@ def test_drawn_shapes(data, provider):
     assert_close(run(*call, relu), exact(*call, relu), bound=1e-5)
 
 
-LATERALS = [layer for layer in _shapes.laterals() if layer.kernel == 2 * layer.alpha - 1]
+LATERALS = [c for c in _layers.of("lateral_fusion") if c.spec.conv.kernel[0] == 2 * c.spec.alpha - 1]
 
 
-@on_each
+@on_each_computing
 @pytest.mark.parametrize("layer", LATERALS, ids=lambda layer: layer.name)
 def test_layers_of_slowfast_into_the_slow_buffer(layer, provider):
-    assert polyphase.pays((layer.out, layer.fast, layer.kernel, 1, 1), layer.alpha, torch.float32)
-    size = min(layer.size, 14)
-    call = draw_call(5, layer.alpha, (2, layer.fast, layer.alpha * layer.frames, size, size), layer.out)
-    fused = Draw(seed=9).normal(2, layer.slow + layer.out, layer.frames, size, size)
+    spec, (slow, fast) = layer.spec, layer.inputs
+    assert pays(tuple(spec.conv.weight.shape), spec.alpha, torch.float32)
+    size = min(fast[-1], 14)
+    out = spec.conv.weight.shape[0]
+    call = draw_call(5, spec.alpha, (2, *fast[1:3], size, size), out)
+    fused = Draw(seed=9).normal(2, slow[1] + out, slow[2], size, size)
     before = fused.clone()
-    run(*call, True, fused[:, layer.slow :])
-    assert_close(fused[:, layer.slow :], exact(*call, True), bound=2e-6)
-    assert torch.equal(fused[:, : layer.slow], before[:, : layer.slow])
+    run(*call, True, fused[:, slow[1] :])
+    assert_close(fused[:, slow[1] :], exact(*call, True), bound=2e-6)
+    assert torch.equal(fused[:, : slow[1]], before[:, : slow[1]])
 
 
-@on_each
+@on_each_computing
 def test_input_that_is_a_channel_slice(provider):
-    (_, *rest) = draw_call(1, 4, (1, 12, 8, 5, 6), 20)
+    _, weight, scale, shift, alpha = draw_call(1, 4, (1, 12, 8, 5, 6), 20)
     wide = Draw(seed=2).normal(1, 40, 8, 5, 6)
-    x = wide[:, 9:21]
-    assert_close(run(x, *rest, True), exact(x, *rest, True), bound=1e-5)
+    call = wide[:, 9:21], weight, scale, shift, alpha, True
+    assert_close(run(*call), exact(*call), bound=1e-5)
 
 
-@on_each
+@on_each_computing
 def test_one_frame_and_no_affine(provider):
     x, weight, _, _, alpha = draw_call(1, 4, (1, 16, 4, 3, 3), 16)
     assert_close(
@@ -94,17 +106,15 @@ def test_threads_do_not_change_a_bit():
 
 
 def test_which_laterals_it_takes():
-    assert polyphase.pays((64, 32, 7, 1, 1), 4, torch.float32)
-    assert not polyphase.pays(
-        (64, 32, 7, 1, 1), 4, torch.bfloat16
-    )  # differences lose digits that bfloat16 needs
-    assert not polyphase.pays((64, 32, 5, 1, 1), 8, torch.float32)  # SlowFast 4x16: no two taps share a phase
-    assert not polyphase.pays((64, 32, 5, 1, 1), 4, torch.float32)
+    assert pays((64, 32, 7, 1, 1), 4, torch.float32)
+    assert not pays((64, 32, 7, 1, 1), 4, torch.bfloat16)  # differences lose digits that bfloat16 needs
+    assert not pays((64, 32, 5, 1, 1), 8, torch.float32)  # SlowFast 4x16: no two taps share a phase
+    assert not pays((64, 32, 5, 1, 1), 4, torch.float32)
 
 
 def test_wrong_arguments_are_named():
     x, weight, scale, shift, alpha = draw_call(1, 4, (1, 16, 8, 3, 3), 16)
-    packed = polyphase.pack(weight, scale, alpha)
+    packed = polyphase.pack(ConvAffine(weight, scale), alpha)
     out = torch.empty(1, 16, 2, 3, 3).contiguous(memory_format=torch.channels_last_3d)
     native = torch.ops.slowfast._lateral_run_cpu
     with pytest.raises(RuntimeError, match="packed_first: expected"):

@@ -1,23 +1,24 @@
 """The Winograd forms of stride-1 3x1x1 and 1x3x3 convolutions, which frozen models use, against float64."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ops.parity import COMPUTING, bits
-from slowfast_kernels.ops import _shapes
+from ops.parity import bits, on_each_computing
+from slowfast_kernels.ops import _layers
 from slowfast_kernels.ops._cases import Draw
+from slowfast_kernels.ops._spec import ConvAffine
 from slowfast_kernels.ops.conv_bn_act3d import winograd
 from slowfast_kernels.ops.conv_bn_act3d.reference import conv_bn_act3d_reference
+from slowfast_kernels.ops.conv_bn_act3d.spec import ConvSpec
 from slowfast_kernels.testing import assert_close
 
-on_each = pytest.mark.parametrize("provider", COMPUTING, indirect=True)
 TEMPORAL, SPATIAL = (3, 1, 1), (1, 3, 3)
 KERNELS = pytest.mark.parametrize("kernel", [TEMPORAL, SPATIAL], ids=["3x1x1", "1x3x3"])
-ONE = [1, 1, 1]
 
 
 def run(x, weight, scale, shift, residual, relu, out=None):
@@ -27,24 +28,30 @@ def run(x, weight, scale, shift, residual, relu, out=None):
         out = torch.empty((n, weight.shape[0], t, h, w), memory_format=torch.channels_last_3d)
     workspace = torch.empty(winograd.workspace_numel(x.shape, spatial))
     torch.ops.slowfast._winograd_run_cpu(
-        x, winograd.pack(weight, scale), shift, residual, spatial, relu, workspace, out
+        x, winograd.pack(ConvAffine(weight, scale)), shift, residual, spatial, relu, workspace, out
     )
     return out
 
 
 def exact(x, weight, scale, shift, residual, relu):
     wide = [None if a is None else a.double() for a in (x, weight, scale, shift, residual)]
-    return conv_bn_act3d_reference(*wide, ONE, [k // 2 for k in weight.shape[2:]], ONE, relu)
+    return conv_bn_act3d_reference(wide[0], wide[4], spec_of(wide[1], wide[2], wide[3], relu=relu))
 
 
-def draw_call(seed, shape, cout, kernel, residual=True):
+def spec_of(weight, scale=None, shift=None, relu=True, **settings):
+    """Padded by half its kernel."""
+    settings = {"padding": [k // 2 for k in weight.shape[2:]]} | settings
+    return ConvSpec(ConvAffine(weight, scale, shift), **settings, activation="relu" if relu else "none")
+
+
+def draw_call(seed, shape, cout, kernel, residual=True) -> tuple[Any, Any, Any, Any, Any]:
     draw = Draw(seed=seed)
     weight = draw.weight(cout, shape[1], *kernel)
     more = draw.normal(shape[0], cout, *shape[2:]) if residual else None
     return draw.normal(*shape), weight, draw.scale(cout), draw.shift(cout), more
 
 
-@on_each
+@on_each_computing
 @KERNELS
 @given(data=st.data())
 def test_drawn_shapes(data, kernel, provider):
@@ -57,22 +64,19 @@ def test_drawn_shapes(data, kernel, provider):
     assert_close(run(*call, relu), exact(*call, relu), bound=1e-5)
 
 
-LAYERS = [
-    c
-    for c in _shapes.distinct(_shapes.convs())
-    if winograd.pays((c.cout, c.cin, *c.kernel), c.stride, c.padding, c.dilation, torch.float32)
-]
+LAYERS = [c for c in _layers.distinct(_layers.every_convolution()) if winograd.pays(c.spec, torch.float32)]
 
 
-@on_each
+@on_each_computing
 @pytest.mark.parametrize("conv", LAYERS, ids=lambda c: c.name)
 def test_real_layers(conv, provider):
-    size = min(conv.size, 7)
-    call = draw_call(5, (1, conv.cin, conv.frames, size, size), conv.cout, conv.kernel, False)
+    n, cin, frames, size, _ = conv.inputs[0]
+    shape = (n, cin, frames, min(size, 7), min(size, 7))
+    call = draw_call(5, shape, conv.spec.conv.weight.shape[0], conv.spec.conv.kernel, False)
     assert_close(run(*call, True), exact(*call, True), bound=1e-5)
 
 
-@on_each
+@on_each_computing
 @KERNELS
 def test_channel_slices(kernel, provider):
     x, weight, scale, shift, residual = draw_call(6, (2, 20, 5, 6, 7), 48, kernel)
@@ -84,7 +88,7 @@ def test_channel_slices(kernel, provider):
     assert torch.equal(out[:, :7], untouched[:, :7]) and torch.equal(out[:, 55:], untouched[:, 55:])
 
 
-@on_each
+@on_each_computing
 @KERNELS
 def test_threads_do_not_change_the_result(kernel, provider):
     call = draw_call(7, (1, 64, 6, 9, 11), 128, kernel)
@@ -98,7 +102,7 @@ def test_threads_do_not_change_the_result(kernel, provider):
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
-@on_each
+@on_each_computing
 @KERNELS
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_nonfinite_input(kernel, value, provider):
@@ -115,15 +119,12 @@ def test_nonfinite_input(kernel, value, provider):
 
 
 def test_where_it_pays():
-    ones = [1, 1, 1]
-
-    def pays(weight, stride=ones, padding=None, dilation=ones, dtype=torch.float32):
-        padding = [k // 2 for k in weight[2:]] if padding is None else padding
-        return winograd.pays(weight, stride, padding, dilation, dtype)
+    def pays(weight, dtype=torch.float32, **settings):
+        return winograd.pays(spec_of(torch.empty(weight, device="meta"), **settings), dtype)
 
     assert pays((64, 64, *SPATIAL)) and pays((256, 1024, *TEMPORAL))
-    assert not pays((64, 64, *SPATIAL), dtype=torch.bfloat16)
-    assert not pays((64, 64, *SPATIAL), stride=[1, 2, 2])
-    assert not pays((64, 64, *SPATIAL), padding=[0, 0, 0])
-    assert not pays((64, 64, *SPATIAL), padding=[0, 2, 2], dilation=[1, 2, 2])
+    assert not pays((64, 64, *SPATIAL), torch.bfloat16)
+    assert not pays((64, 64, *SPATIAL), stride=(1, 2, 2))
+    assert not pays((64, 64, *SPATIAL), padding=0)
+    assert not pays((64, 64, *SPATIAL), padding=(0, 2, 2), dilation=(1, 2, 2))
     assert not pays((64, 8, *SPATIAL)) and not pays((72, 64, *SPATIAL)) and not pays((64, 64, 3, 3, 3))
