@@ -374,7 +374,8 @@ def readme() -> str:
     for name, (source, block) in blocks.items():
         end = f"<!-- end of {name} -->"
         written = f"<!-- {name}: {BY.format(source)} -->\n\n{block}\n\n{end}"
-        text, found = re.subn(f"<!-- {name}: .*?{end}", lambda _, new=written: new, text, flags=re.DOTALL)
+        literally = written.replace("\\", r"\\")
+        text, found = re.subn(f"<!-- {name}: .*?{end}", literally, text, flags=re.DOTALL)
         if found != 1:
             raise SystemExit(
                 f"README.md: expected one block from '<!-- {name}: ... -->' to '{end}', got {found}"

@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> float:
     model = build(args.depth, args.crop).eval()
     fast_model = sf.accelerate(model, dtype=DTYPES[args.dtype])
 
-    model = model.to(memory_format=torch.channels_last_3d)
+    model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     clips = [torch.randn(1, 3, t, args.crop, args.crop) for t in FRAMES.values()]
     clips = [clip.to(memory_format=torch.channels_last_3d) for clip in clips]
     with torch.inference_mode():

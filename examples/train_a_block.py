@@ -40,9 +40,12 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = ops.bottleneck3d(
-            x, self.a, *self.affine_a, self.b, *self.affine_b, self.c, *self.affine_c,
-            self.shortcut, *self.affine_shortcut,
-        )  # fmt: skip
+            x,
+            (self.a, *self.affine_a),
+            (self.b, *self.affine_b),
+            (self.c, *self.affine_c),
+            (self.shortcut, *self.affine_shortcut),
+        )
         return self.classifier(y.mean(dim=(2, 3, 4)))
 
 
