@@ -1,6 +1,7 @@
 // Host side of the convolution: weights into panels, shapes into
 // arguments, pixels and panels into work items.
 
+#include <algorithm>
 #include <cstring>
 #include <mutex>
 
@@ -25,48 +26,53 @@ struct PackSource {
     int64_t cin, taps;
 };
 
-float element(const char* p, DType d) {
+float element(const float* p) {
+    return *p;
+}
+
+float element(const uint16_t* p) {
+    const uint32_t u = static_cast<uint32_t>(*p) << 16;
     float f;
-    if (d == DType::f32) {
-        std::memcpy(&f, p, 4);
-    } else {
-        uint16_t h;
-        std::memcpy(&h, p, 2);
-        uint32_t u = static_cast<uint32_t>(h) << 16;
-        std::memcpy(&f, &u, 4);
-    }
+    std::memcpy(&f, &u, 4);
     return f;
 }
 
-void pack_panel(const PackSource& s, int64_t cout, int64_t panel, int bytes, char* out) {
+void store(float v, float* o) {
+    *o = v;
+}
+
+void store(float v, uint16_t* o) {
+    *o = to_bf16(v);
+}
+
+// Input channels of a block: its taps and output channels stay in the cache, so that a row of the
+// weight is read as it lies in memory, all taps of a channel at once.
+constexpr int64_t kPackBlock = 16;
+
+template <typename From, typename To>
+void pack_panel(const PackSource& s, int64_t cout, int64_t panel, char* out) {
     const PanelShape p = panel_shape(cout, panel);
     const Tensor& w = *s.weight;
-    const DType from = dtype_of(w, "weight");
-    const int64_t e = bytes_of(from);
-    const char* base = data_of(w);
+    const From* base = reinterpret_cast<const From*>(data_of(w));
     const int64_t kh = w.size(3), kw = w.size(4);
-    const int64_t per_unit = 4 / bytes, units = p.pair ? 2 : 1, per_step = per_unit * units;
-    const int64_t steps = panel_steps(s.cin, bytes, p.pair);
-    std::memset(out, 0, static_cast<size_t>(s.taps * steps * p.lanes * 4));
-    for (int64_t tap = 0; tap < s.taps; ++tap) {
-        const int64_t at =
-            (tap / (kh * kw) * w.stride(2) + tap / kw % kh * w.stride(3) + tap % kw * w.stride(4));
-        char* tap_out = out + tap * steps * p.lanes * 4;
+    const int64_t per_unit = 4 / sizeof(To), units = p.pair ? 2 : 1, per_step = per_unit * units;
+    const int64_t tap_size = panel_steps(s.cin, sizeof(To), p.pair) * p.lanes * per_unit;
+    std::memset(out, 0, static_cast<size_t>(s.taps * tap_size) * sizeof(To));
+    std::vector<int64_t> at(static_cast<size_t>(s.taps));
+    for (int64_t tap = 0; tap < s.taps; ++tap)
+        at[tap] = tap / (kh * kw) * w.stride(2) + tap / kw % kh * w.stride(3) + tap % kw * w.stride(4);
+    for (int64_t k0 = 0; k0 < s.cin; k0 += kPackBlock) {
+        const int64_t k1 = std::min(s.cin, k0 + kPackBlock);
         for (int64_t c = 0; c < p.channels; ++c) {
             const int64_t co = panel * kPanelChannels + c;
             const float scale = s.scale ? s.scale[co] : 1.0f;
-            const char* in = base + (co * w.stride(0) + at) * e;
-            for (int64_t k = 0; k < s.cin; ++k) {
-                const float v = element(in + k * w.stride(1) * e, from) * scale;
-                const int64_t in_step = k % per_step;
-                const int64_t lane = units * c + in_step / per_unit;
-                char* o = tap_out + ((k / per_step * p.lanes + lane) * per_unit + in_step % per_unit) * bytes;
-                if (bytes == 4) {
-                    std::memcpy(o, &v, 4);
-                } else {
-                    const uint16_t h = to_bf16(v);
-                    std::memcpy(o, &h, 2);
-                }
+            for (int64_t k = k0; k < k1; ++k) {
+                const From* in = base + co * w.stride(0) + k * w.stride(1);
+                const int64_t in_step = k % per_step, lane = units * c + in_step / per_unit;
+                To* o = reinterpret_cast<To*>(out) + (k / per_step * p.lanes + lane) * per_unit +
+                        in_step % per_unit;
+                for (int64_t tap = 0; tap < s.taps; ++tap)
+                    store(element(in + at[tap]) * scale, o + tap * tap_size);
             }
         }
     }
@@ -122,7 +128,10 @@ Tensor conv_pack_cpu(Tensor weight, std::optional<Tensor> scale, std::optional<T
     for_each_item(panels, [&](int64_t p) {
         char* o = base + packed_bytes(sources, cout, bytes, p);
         for (const PackSource& s : sources) {
-            pack_panel(s, cout, p, bytes, o);
+            const bool from_f32 = dtype_of(*s.weight, "weight") == DType::f32;
+            auto* pack = bf16 ? (from_f32 ? pack_panel<float, uint16_t> : pack_panel<uint16_t, uint16_t>)
+                              : (from_f32 ? pack_panel<float, float> : pack_panel<uint16_t, float>);
+            pack(s, cout, p, o);
             o += s.taps * panel_tap_bytes(panel_shape(cout, p), s.cin, bytes);
         }
     });
