@@ -2,8 +2,11 @@
 
 A kernel's tiles are a frozen dataclass. A `Tuner` picks, in this order: the winner kept in the package
 (``slowfast_kernels/ops/<op>/tuned/<gpu>.json``) or in the user's cache, the fastest candidate if measuring is
-switched on (``SLOWFAST_AUTOTUNE=1``), the heuristic's choice. Winners are keyed by GPU, shape, dtype and a hash
-of the kernel's source: an edited kernel forgets them.
+switched on for its family, the heuristic's choice. Winners are keyed by GPU, shape, dtype and a hash of the kernel's
+source: an edited kernel forgets them.
+
+``SLOWFAST_AUTOTUNE=cuda,plans`` switches families on, ``1`` all of them. They cost differently: tiles of a CUDA kernel
+take milliseconds each, the providers of a layer are few, every tile of a Triton kernel has to be compiled.
 """
 
 from __future__ import annotations
@@ -34,24 +37,45 @@ Config = TypeVar("Config")
 WARM_UP_CYCLES = 20_000_000
 
 _PACKAGE = Path(__file__).resolve().parent
-_measuring: ContextVar[bool] = ContextVar(
-    "slowfast_autotune", default=os.environ.get("SLOWFAST_AUTOTUNE", "0") not in ("", "0")
-)
+
+#: What can be measured by itself: tiles of CUDA kernels, tiles of Triton kernels, who computes a layer of a plan.
+FAMILIES = ("cuda", "triton", "plans")
+
+
+def _asked(text: str) -> frozenset[str]:
+    """The families that SLOWFAST_AUTOTUNE names."""
+    if text in ("", "0", "1"):
+        return frozenset(FAMILIES if text == "1" else ())
+    names = frozenset(name.strip() for name in text.split(","))
+    if unknown := sorted(names.difference(FAMILIES)):
+        warnings.warn(
+            f"SLOWFAST_AUTOTUNE: expected 0, 1 or a list of {', '.join(FAMILIES)}, got {text!r}: "
+            f"{', '.join(map(repr, unknown))} left out",
+            stacklevel=2,
+        )
+    return names.intersection(FAMILIES)
+
+
+_from_environment = _asked(os.environ.get("SLOWFAST_AUTOTUNE", ""))
+_measuring: ContextVar[frozenset[str]] = ContextVar("slowfast_autotune", default=_from_environment)
 
 
 @contextlib.contextmanager
-def measuring(on: bool = True) -> Iterator[None]:
-    """Calls inside the block time every candidate of a shape they meet for the first time."""
-    token = _measuring.set(on)
+def measuring(*families: str) -> Iterator[None]:
+    """Calls inside the block time every candidate of a shape they meet for the first time: of these of `FAMILIES`, of
+    all without any. Raises ValueError for another name."""
+    if unknown := sorted(set(families).difference(FAMILIES)):
+        raise ValueError(f"families: expected some of {FAMILIES}, got {unknown[0]!r}")
+    token = _measuring.set(frozenset(families or FAMILIES))
     try:
         yield
     finally:
         _measuring.reset(token)
 
 
-def is_measuring() -> bool:
-    """Whether tiles that nobody measured yet are measured now."""
-    return _measuring.get()
+def is_measuring(family: str) -> bool:
+    """Whether what nobody measured yet is measured now."""
+    return family in _measuring.get()
 
 
 def cache_dir() -> Path:
@@ -143,6 +167,7 @@ def choose(
     heuristic: Config,
     candidates: Callable[[], Sequence[Config]],
     run: Callable[[Config], None],
+    family: str = "triton",
 ) -> Config:
     """Tiles of one call.
 
@@ -153,6 +178,7 @@ def choose(
     heuristic:  the choice without measurements; its type is that of every candidate.
     candidates: the tiles worth measuring.
     run:        runs the call with given tiles; a candidate that cannot run raises and is left out.
+    family:     of `FAMILIES`; measured where that is switched on.
     """
     if device.type != "cuda":
         return heuristic
@@ -160,7 +186,7 @@ def choose(
     winners = _tables(op, gpu, source)
     if name in winners:
         return type(heuristic)(**winners[name]["config"])
-    if not _measuring.get() or torch.cuda.is_current_stream_capturing():
+    if not is_measuring(family) or torch.cuda.is_current_stream_capturing():
         return heuristic
     measured: list[tuple[float, Config]] = []
     for config in dict.fromkeys([heuristic, *candidates()]):
@@ -185,10 +211,12 @@ class Tuner:
     op:    as in `choose`.
     files: sources that the kernels' speed depends on.
     cuda:  prefixes of the CUDA sources that it depends on.
+    family: as in `choose`; by default that of the kernels.
     """
 
-    def __init__(self, op: str, *files: str, cuda: Sequence[str] = ()) -> None:
+    def __init__(self, op: str, *files: str, cuda: Sequence[str] = (), family: str = "") -> None:
         self.op, self.files, self.cuda = op, files, tuple(cuda)
+        self.family = family or ("cuda" if cuda else "triton")
         self.found: dict[tuple[object, ...], Any] = {}
 
     def pick(
@@ -200,12 +228,12 @@ class Tuner:
         run: Callable[[Config], None],
     ) -> Config:
         """As `choose`; a heuristic that finds nothing to run returns None, and so does this."""
-        place = (*key, device, is_measuring())
+        place = (*key, device, is_measuring(self.family))
         if place not in self.found:
             config, on_gpu = heuristic(), device.type == "cuda"
             if config is not None:
                 source = self._source() if on_gpu else ""
-                config = choose(self.op, key, source, device, config, candidates, run)
+                config = choose(self.op, key, source, device, config, candidates, run, self.family)
             if on_gpu and torch.cuda.is_current_stream_capturing():  # nothing was measured: a later call may
                 return config
             self.found[place] = config

@@ -65,6 +65,38 @@ def test_nothing_is_measured_unasked(played):
     assert choose(played.append) == Tiles(64) and not played
 
 
+def test_families_are_measured_by_themselves(played):
+    tuners = {
+        "cuda": autotune.Tuner("stem3d", cuda=("stem",)),
+        "triton": autotune.Tuner("stem3d", __file__),
+        "plans": autotune.Tuner("plans", __file__, cuda=("stem",), family="plans"),
+    }
+    assert set(tuners) == set(autotune.FAMILIES)
+
+    for asked in autotune.FAMILIES:
+        with autotune.measuring(asked):
+            tiles = {
+                name: tuner.pick((asked, name), CUDA, lambda: Tiles(64), lambda: list(SECONDS), played.append)
+                for name, tuner in tuners.items()
+            }
+        assert [name for name, found in tiles.items() if found == Tiles(128)] == [asked]
+    with pytest.raises(ValueError, match="families: expected .* got 'gpu'"), autotune.measuring("gpu"):
+        pass
+
+
+@pytest.mark.parametrize(
+    "text, families",
+    [("", ""), ("0", ""), ("1", "cuda triton plans"), ("cuda, plans", "cuda plans"), ("triton", "triton")],
+)
+def test_families_by_the_environment(text, families):
+    assert autotune._asked(text) == frozenset(families.split())
+
+
+def test_an_unknown_family_is_named():
+    with pytest.warns(UserWarning, match="got 'cuda,tiles': 'tiles' left out"):
+        assert autotune._asked("cuda,tiles") == {"cuda"}
+
+
 def test_the_fastest_is_kept_on_disk(played, tmp_path):
     with autotune.measuring():
         assert choose(played.append) == Tiles(128)

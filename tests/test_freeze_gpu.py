@@ -5,18 +5,21 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 import slowfast_kernels as sf
 from slowfast_kernels import backends
 from slowfast_kernels.ops import ConvSpec
 from slowfast_kernels.ops.conv_bn_act3d.cudnn import CudnnConv
+from slowfast_kernels.plans import gpu
 from slowfast_kernels.plans.capture import captured
 from slowfast_kernels.plans.gpu import GpuTarget
 from slowfast_kernels.plans.network import Network
-from slowfast_kernels.plans.plan import Instance, Plan
+from slowfast_kernels.plans.plan import Input, Instance, Plan
 from slowfast_kernels.precision import fp32_precision
 from test_freeze import MODELS, call, clips_for, distance, reference, small_model
+from test_graph import trained
 
 needs = {
     name: pytest.mark.skipif(
@@ -110,20 +113,19 @@ def test_two_dimensional_views(key):
     assert distance(scores.cpu(), reference(model.cpu(), clips)) <= 1e-5
 
 
-class OnCuda(torch.Tensor):
-    """A tensor of the CPU that says it is on a GPU."""
-
-    device = torch.device("cuda", 0)
-
-
 class TestCudnn:
-    """The calls of cuDNN with its functions played."""
+    """The calls of cuDNN with its functions played, on a device that says it is a GPU."""
+
+    X, RESIDUAL = (1, 8, 2, 4, 4), (1, 8, 2, 4, 4)
 
     @pytest.fixture
-    def conv(self):
+    def conv(self, monkeypatch):
         module = torch.nn.Conv3d(8, 8, (1, 3, 3), padding=(0, 1, 1))
         spec = ConvSpec((module.weight, None, module.bias), padding=(0, 1, 1))
-        return CudnnConv(spec, torch.float32, torch.device("cpu"))
+        conv = CudnnConv(spec, torch.float32, torch.device("cpu"))
+        conv.device = torch.device("cuda", 0)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+        return conv
 
     @pytest.mark.parametrize("mode, expected", [("ieee", "ieee"), ("tf32", "tf32"), ("bf16x3", "ieee")])
     def test_float32_is_multiplied_as_asked(self, conv, mode, expected, monkeypatch):
@@ -137,26 +139,69 @@ class TestCudnn:
 
         monkeypatch.setattr(torch, "cudnn_convolution_relu", relu)
         with fp32_precision(mode):
-            conv._run(torch.randn(1, 8, 4, 4).as_subclass(OnCuda), None, True)
+            conv.fresh(torch.randn(self.X), None, None)
         assert seen == [(True, expected)]
         assert (cudnn.benchmark, cudnn.conv.fp32_precision) == before
 
     def test_without_an_engine_for_the_whole(self, conv, monkeypatch):
-        """One convolution and what follows it apart, and the question is not asked again."""
+        """The layer is not cuDNN's, and the question is asked once for shapes and a way to multiply."""
         asked = []
 
         def refused(*args):
             asked.append(args)
-            raise RuntimeError("FIND was unable to find an engine to execute this computation")
+            raise RuntimeError("FIND was unable to find an engine to execute this computation\nand more")
 
         monkeypatch.setattr(torch, "cudnn_convolution_add_relu", refused)
-        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-        x, residual = torch.randn(2, 1, 8, 4, 4)
-        expected = (F.conv2d(x, conv.weight, conv.bias, padding=1) + residual).relu()
         for _ in range(2):
-            got = conv._run(x.as_subclass(OnCuda), residual, True)
-            assert torch.equal(got.as_subclass(torch.Tensor), expected)
+            reason = conv.cannot_run(self.X, self.RESIDUAL)
+            assert reason == "cuDNN: FIND was unable to find an engine to execute this computation"
         assert len(asked) == 1
+        with fp32_precision("ieee"):
+            assert conv.cannot_run(self.X, self.RESIDUAL) and len(asked) == 2
+
+    @pytest.mark.parametrize("reads", [False, True], ids=["sound", "reads its result's memory"])
+    def test_an_engine_that_multiplies_what_lies_there_by_zero(self, conv, reads, monkeypatch):
+        made = []
+
+        def full(weight, size, value):
+            made.append(value)
+            return torch.Tensor.new_empty(weight, size).fill_(value)
+
+        def relu(x, weight, bias, *more):
+            there = made[-1] if reads else 1.0  # what the allocator would hand out
+            return (F.conv2d(x, weight, bias, *more) + 0.0 * there).relu()
+
+        monkeypatch.setattr(torch.Tensor, "new_full", full)
+        monkeypatch.setattr(torch, "cudnn_convolution_relu", relu)
+        assert conv.cannot_run(self.X) == ("cuDNN reads memory that nobody wrote" if reads else None)
+
+    def test_a_capture_asks_nothing(self, conv, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        assert "captured" in conv.cannot_run(self.X)
+
+    def test_out_of_memory_is_no_answer(self, conv, monkeypatch):
+        def full(*args):
+            raise torch.OutOfMemoryError("full")
+
+        monkeypatch.setattr(torch, "cudnn_convolution_relu", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            conv.cannot_run(self.X)
+        assert not conv.found
+
+
+@needs["triton"]
+@pytest.mark.parametrize("works", [True, False])
+def test_what_cudnn_does_not_fuse_is_tritons(works, monkeypatch):
+    """So is what goes into a slice of a wider map, which cuDNN would have to copy there."""
+    monkeypatch.setattr(CudnnConv, "cannot_run", lambda self, *shapes: None if works else "no engine")
+    monkeypatch.setattr(gpu, "CUDNN_CHANNELS", 1)  # its by default
+    model = logits(tiny("slowfast"))
+    with sf.use_backend("triton"), torch.inference_mode(), fp32_precision("ieee"):
+        plan = planned(model, clips_for(model), torch.float32, ("convolutions", "cudnn", "triton"))
+    convs = [s for s in plan.steps if s.op.startswith("conv_")]
+    whole = [s for s in convs if s.produces is not None]
+    assert {s.provider for s in convs} == ({"cudnn", "triton"} if works else {"triton"})
+    assert [s for s in convs if s.provider == "cudnn"] == whole
 
 
 class Ordered(Instance):
@@ -200,6 +245,41 @@ def test_streams_may_run_at_their_own_pace():
     slow = [i for i in orders[1] if plan.steps[i].stream == 0]
     fast = [i for i in orders[1] if plan.steps[i].stream == 1]
     assert orders[1] == fast + slow
+
+
+class Reads(nn.Module):
+    """The caller's tensors are read by ops, by glue, and late."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = sf.nn.Stem(3, 8, 3)
+        self.block = sf.nn.ConvBN(8, 8, (1, 3, 3))
+
+    def forward(self, clip, other, third):
+        y = self.block(other)
+        z = self.stem(clip)
+        return y + other, torch.cat([z, third], dim=1), other, clip.mean(dim=(2, 3, 4)) + third.sum()
+
+
+@needs["triton"]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_callers_tensors_are_read_before_anything_else(dtype):
+    """A graph cannot follow them: the stem takes the clip as it lies, where the type is its own; the others a copy."""
+    module = trained(Reads()).eval().to(DEVICE)
+    clip, other, third = torch.randn(1, 3, 3, 32, 32), torch.randn(1, 8, 3, 8, 8), torch.randn(1, 8, 3, 8, 8)
+    given = [x.to(DEVICE) for x in (clip, other, third)]
+    with torch.no_grad(), sf.use_backend("reference"):
+        expected = module(*given)
+    with sf.use_backend("triton"), torch.inference_mode(), fp32_precision("ieee"):
+        network = Network(module, GpuTarget(torch.device(DEVICE), dtype))
+        graph, inputs = network.graph(tuple(given))
+        plan = network.plan(graph, inputs)
+        found = Instance(plan, DEVICE).run(inputs)
+    readers = [i for i, s in enumerate(plan.steps) if any(isinstance(a, Input) for a in s.args)]
+    assert readers == list(range(len(readers)))
+    assert (plan.steps[0].op == "stem3d") == (dtype == torch.float32)
+    for got, want in zip(found, expected, strict=True):
+        assert distance(got.float(), want) <= LIMITS[dtype]
 
 
 def test_a_step_waits_for_the_other_stream_only_where_memory_is_shared():

@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import weakref
 
 import pytest
 import torch
@@ -15,8 +16,8 @@ SHAPE = (1, 4, 1, 2, 2)
 
 
 class Stream:
-    def __init__(self, device=None):
-        self.waited = []
+    def __init__(self, device=None, priority=0):
+        self.waited, self.priority = [], priority
 
     def wait_stream(self, other):
         self.waited.append(other)
@@ -198,6 +199,39 @@ def test_maps_of_a_replay_are_the_callers(device):
         assert [m.mean() for m in maps] == [2 * value, 2 * value - 1]
         if value > 0:  # replayed: the first run's are as the steps made them
             assert not any(m.is_inference() for m in maps)
+
+
+def test_what_nobody_reads_any_more_is_given_back(device):
+    """Its memory may then be the next step's, also inside a graph; but not where two streams use it."""
+    alive: list[list[bool]] = []
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def step(*read):
+        alive.append([ref() is not None for ref in made])
+        made.append(weakref.ref(out := torch.ones(SHAPE)))
+        return out
+
+    plan = Plan()
+    a, b, c, d, e = (View(plan.result(SHAPE, torch.float32)) for _ in range(5))
+    for lane, out, read in ((0, a, []), (0, b, [a]), (1, c, [b]), (0, d, [c]), (0, e, [d])):
+        plan.lane = lane
+        plan.add("stage", "op", step, read, 0, 0, produces=out)
+    plan.output = [e, a]
+    plan.lay_out()
+    StreamedInstance(plan, CPU, capture=False).run([])
+    assert alive[-1] == [True, True, True, True]  # a is returned, b and c are of two streams, d is read
+    plan.output = [e]
+    made.clear()
+    alive.clear()
+    StreamedInstance(plan, CPU, capture=False).run([])
+    assert alive[2:] == [[False, True], [False, True, True], [False, True, True, True]]
+
+
+def test_the_slow_pathway_goes_first(device):
+    instance = Doubling().instance()
+    for value in range(2):
+        instance.run(inputs(value, 100))
+    assert capture._capture_stream(CPU).priority < instance.side.priority
 
 
 def test_a_run_step_by_step_between_replays(device):

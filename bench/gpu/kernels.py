@@ -25,7 +25,7 @@ def compiling_ahead() -> Iterator[bool]:
     except ImportError:
         yield False
         return
-    if backends.simulated("triton") or autotune.is_measuring():
+    if backends.simulated("triton") or autotune.is_measuring("triton"):
         yield False
         return
     launching = JITFunction.run

@@ -41,7 +41,7 @@ examples:
   bench/gpu.sh /tmp/gpu --only ops --op bottleneck3d --case 'res2.fast*' --seconds ops=300 --minutes 20
   bench/gpu.sh /tmp/gpu --only compile --batch 8 --minutes 26    # max-autotune: minutes of compiling
   bench/gpu.sh /tmp/gpu --dry-run
-  SLOWFAST_AUTOTUNE=1 bench/gpu.sh /tmp/gpu    # times the tiles of each new shape first and keeps the winners
+  SLOWFAST_AUTOTUNE=cuda,plans bench/gpu.sh /tmp/gpu    # measures tiles and providers of new shapes, keeps the winners
 
 SLOWFAST_REVISION names the revision in the results where the tree is no git repository.
 

@@ -1,8 +1,8 @@
 """A plan on a CUDA device: on two streams, and captured in a CUDA graph once its shapes come back.
 
 The first run of an instance executes the steps one by one, which compiles and loads every kernel; the second captures
-them; later ones replay. What depends on the caller's tensors in ways a graph cannot follow (the clips' copy, boxes)
-stays outside of the graph.
+them; later ones replay. What depends on the caller's tensors in ways a graph cannot follow stays outside of the
+graph: before it the stems on the caller's clips (or a clip's copy), behind it what follows the boxes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from ..ops.roi_align3d.boxes import unchecked
 from .plan import Input, Instance, Plan, View, for_the_caller, traced
 
 #: GPU cycles in which the host starts a step, with plenty to spare: some 100 us.
@@ -29,7 +30,8 @@ _one_capture = threading.Lock()
 @functools.cache
 def _capture_stream(device: torch.device) -> torch.cuda.Stream:
     """The stream of a device's captures. The one that PyTorch keeps for them is the first capture's device's."""
-    return torch.cuda.Stream(device)
+    # its share of a graph goes first: the Slow pathway, on which everything waits in the end
+    return torch.cuda.Stream(device, priority=-1)
 
 
 @contextlib.contextmanager
@@ -72,9 +74,8 @@ class StreamedInstance(Instance):
         # Inputs of any shape, boxes, vary in number: what reads them, and what follows, stays outside.
         free = [i for i, inputs in read.items() if any(x.shape is None for x in inputs)]
         self.tail = range(min(free, default=len(plan.steps)), len(plan.steps))
-        self.copies = [
-            i for i, inputs in read.items() if inputs and i not in self.tail
-        ]  # into the plan's memory
+        shaped = [i for i, inputs in read.items() if inputs and i not in self.tail]
+        self.head = range(max(shaped, default=-1) + 1)  # what reads the caller's tensors, outside as well
         self.graph: torch.cuda.CUDAGraph | None = None
         self.captured: dict[int, torch.Tensor] = {}  # `produced`, as the graph writes it
         self.ran = threading.local()  # `steps`: this thread has run them; cuDNN keeps its plans per thread
@@ -98,9 +99,8 @@ class StreamedInstance(Instance):
                 self.done.record(main)
 
     def _whole(self, inputs: Sequence[torch.Tensor | None], capture: bool) -> Any:
-        body = [i for i in range(self.tail.start) if i not in self.copies]
-        for i in self.copies:
-            self.step(i, inputs)
+        body = range(self.head.stop, self.tail.start)
+        self._steps(self.head, inputs)
         if capture and self.graph is None and getattr(self.ran, "steps", False):
             self._capture(body, inputs)
         replayed = capture and self.graph is not None
@@ -112,7 +112,8 @@ class StreamedInstance(Instance):
         else:
             self._steps(body, inputs)
             self.ran.steps = True
-        self._steps(self.tail, inputs)
+        with unchecked():
+            self._steps(self.tail, inputs)
         if replayed:  # the next replay writes there again
             with for_the_caller():
                 for leaf in pytree.tree_leaves(self.plan.output):

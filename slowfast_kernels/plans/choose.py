@@ -38,7 +38,7 @@ class Chooser:
     def __init__(self, device: torch.device, allowed: Sequence[str]) -> None:
         self.device, self.allowed = device, tuple(allowed)
         cuda = ("block", "lateral", "stem") if "cuda" in self.allowed else ()
-        self.tuner = autotune.Tuner("plans", *SOURCES, cuda=cuda)
+        self.tuner = autotune.Tuner("plans", *SOURCES, cuda=cuda, family="plans")
 
     def able(self, candidates: Mapping[str, T]) -> dict[str, T]:
         """Those of ``candidates`` that are allowed; Triton's, which does every layer, where none is."""

@@ -27,7 +27,7 @@ from ..ops.conv_bn_act3d.spec import ConvSpec
 from ..ops.conv_bn_act3d.triton import TritonConv
 from .choose import Chooser
 from .lower import Target, nbytes
-from .plan import Plan, View
+from .plan import Input, Plan, View
 
 #: Fewest channels on both sides from which a convolution is left to cuDNN without having been measured.
 CUDNN_CHANNELS = 256
@@ -54,6 +54,7 @@ class Candidates(Prepared):
         first = next(iter(each.values()))
         super().__init__(first.spec, first.dtype, first.device)
         self.each, self.arity = dict(each), first.arity  # type: ignore[misc]
+        self.any_layout = all(prepared.any_layout for prepared in each.values())  # type: ignore[misc]
 
     @property
     def weights(self) -> Sequence[torch.Tensor]:
@@ -90,6 +91,10 @@ class GpuTarget(Target):
     def backend_of(self, op: str) -> str:
         """A head without a kernel in CUDA runs on Triton."""
         return "triton" if self.backend == "cuda" and "cuda" not in OPS[op].providers else self.backend
+
+    def reads(self, layer: Prepared, value: Input) -> bool:
+        """The kernels read one type."""
+        return layer.any_layout and value.dtype == self.dtype
 
     # --- layers
 
@@ -163,8 +168,8 @@ class GpuTarget(Target):
             super().emit(plan, layer, stage, op, out, inputs)
 
     def _pick(self, layer: Candidates, out: View, inputs: Sequence[Any]) -> Prepared:
-        each = self.chooser.able(layer.each)
         whole = out.channels is None and out.frames is None
+        each = self._able(layer, whole, [None if x is None else tuple(x.shape) for x in inputs])
         shapes = [tuple(x.shape) for x in inputs if x is not None]
         key = (layer.op, *shapes, *_described(layer.spec), tuple(out.shape), whole, self.dtype)
 
@@ -186,6 +191,17 @@ class GpuTarget(Target):
             return call
 
         return each[self.chooser.pick(key, {name: measured(p) for name, p in each.items()}, tensors)]
+
+    def _able(self, layer: Candidates, whole: bool, shapes: Sequence[Shape | None]) -> dict[str, Prepared]:
+        """Who may compute a layer, in the order of preference."""
+        each = dict(layer.each)
+        by_cudnn = each.get("cudnn")
+        if isinstance(by_cudnn, cudnn.CudnnConv):
+            if by_cudnn.cannot_run(*shapes):
+                del each["cudnn"]
+            elif not whole:  # its result is copied to its place, the others write there
+                each["cudnn"] = each.pop("cudnn")
+        return self.chooser.able(each)
 
     def emit_chain(self, plan: Plan, chain: Sequence[Node], x: View, out: View) -> None:
         """Of wide blocks, each may compute the next one's conv_a as well."""

@@ -75,6 +75,10 @@ class Target:
         """What computes an op."""
         raise NotImplementedError
 
+    def reads(self, layer: Prepared, value: Input) -> bool:
+        """Whether a layer takes the caller's tensor as it lies."""
+        return layer.any_layout
+
     def backend_of(self, op: str) -> str:
         """The backend in force for an op that takes its weights at every call: a head."""
         return self.backend
@@ -145,7 +149,8 @@ class _Lowering:
             node: Input(i, None if x is None else tuple(x.shape), None if x is None else x.dtype)
             for i, (node, x) in enumerate(zip(graph.inputs, inputs, strict=True))
         }
-        self.clips: dict[int, View] = {}  # inputs that lie in the plan's memory
+        self.inputs = {node: i for i, node in enumerate(graph.inputs)}
+        self.clips: dict[int | None, View] = {}  # inputs that lie in the plan's memory, as maps
         self.fused: dict[Node, View] = {}  # of concatenations
 
     def run(self) -> Plan:
@@ -153,19 +158,73 @@ class _Lowering:
             self.values.update({node: self._place(node) for node in self.graph.inputs})
             self.plan.inputs = [self.values[node] for node in self.graph.inputs]
             self.plan.keep(*self.plan.inputs)
-        for chain in passes.chains(self.graph):
-            self.plan.lane = chain[0].lane if self.target.two_lanes else 0
-            if len(chain) == 1 and chain[0].op not in passes.BLOCKS:
-                node = chain[0]
-                self.values[node] = self._op(node) if node.spec is not None else self._call(node)
-            else:
-                self.values[chain[-1]] = self._blocks(chain)
+        chains = passes.chains(self.graph)
+        if self.target.captures:
+            first = [chain for chain in chains if self._reads_as_it_lies(chain[0])]
+            for chain in first:
+                self._emit(chain)
+            self._read_inputs({chain[0] for chain in first})
+            chains = [chain for chain in chains if chain not in first]
+        for chain in chains:
+            self._emit(chain)
         self.plan.lane = 0
         for node in dict.fromkeys(self.graph.outputs()):
             self._hand_out(node)
         self.plan.output = substituted(self.graph.output, self.values.__getitem__)
         self.plan.lay_out()
         return self.plan
+
+    def _emit(self, chain: Sequence[Node]) -> None:
+        self._lane(chain[0])
+        if len(chain) == 1 and chain[0].op not in passes.BLOCKS:
+            node = chain[0]
+            self.values[node] = self._op(node) if node.spec is not None else self._call(node)
+        else:
+            self.values[chain[-1]] = self._blocks(chain)
+
+    def _lane(self, node: Node) -> None:
+        self.plan.lane = node.lane if self.target.two_lanes else 0
+
+    # --- what a device's graph cannot follow: the caller's tensors are read before anything else
+
+    def _reads_as_it_lies(self, node: Node) -> bool:
+        """Whether an op of one input takes the caller's tensor: it then runs before all others."""
+        value = self.values.get(node.args[0]) if node.spec is not None and len(node.args) == 1 else None
+        return (
+            isinstance(value, Input)
+            and value.shape is not None
+            and self.target.reads(self.target.layers[node], value)
+        )
+
+    def _read_inputs(self, readers: set[Node]) -> None:
+        """Everybody but these reads a copy: our ops of a map, glue of the tensor as it was given."""
+        users = self.graph.users()
+        for node in self.graph.inputs:
+            value = self.values[node]
+            if not isinstance(value, Input) or value.shape is None:
+                continue
+            apart = [user for user in users[node] if user not in readers]
+            ops = [user for user in apart if user.spec is not None]
+            if ops:
+                self._lane(ops[0])
+                self._clip(value, ops[0].stage)
+            if len(ops) < len(apart):
+                view = self.clips.get(value.index)
+                if view is None or view.dtype != value.dtype:
+                    assert value.dtype is not None
+                    view = self.plan.buffer(value.shape, value.dtype)
+                    self.plan.lane = 0
+                    self.plan.add("input", "input", copy_into, (view, value), 0, 2 * nbytes(view))
+                self.values[node] = view
+
+    def _clip(self, value: Input, stage: str) -> View:
+        """A copy of the caller's map, of the type of the maps."""
+        if value.index not in self.clips:
+            assert value.shape is not None
+            view = self.plan.buffer(value.shape, self.target.dtype)
+            self.plan.add(stage, "input", copy_into, (view, value), 0, 2 * nbytes(view))
+            self.clips[value.index] = view
+        return self.clips[value.index]
 
     def _hand_out(self, node: Node) -> None:
         """A node's value for the caller."""
@@ -210,14 +269,11 @@ class _Lowering:
         if node is None:
             return None
         value = self.values[node]
-        if not isinstance(value, Input) or layer.any_layout:
-            return value
-        if value.index not in self.clips:
-            assert value.shape is not None
-            view = self.plan.buffer(value.shape, self.target.dtype)
-            self.plan.add(stage, "input", copy_into, (view, value), 0, 2 * nbytes(view))
-            self.clips[value.index] = view
-        return self.clips[value.index]
+        i = self.inputs.get(node)
+        if i in self.clips:
+            return self.clips[i]
+        taken = not isinstance(value, Input) or value.shape is None or self.target.reads(layer, value)
+        return value if taken else self._clip(value, stage)
 
     # --- nodes
 

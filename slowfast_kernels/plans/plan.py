@@ -204,6 +204,19 @@ class Plan:
             found.append(last)
         return found
 
+    def spent(self) -> list[list[Buffer]]:
+        """For every step, the produced buffers that nobody reads behind it, so that their memory may be another's.
+
+        What two streams use stays for the whole run: its memory would be given out again in the order of one of them.
+        """
+        leaves = pytree.tree_leaves(self.output)
+        returned = {id(leaf.buffer) for leaf in leaves if isinstance(leaf, View)}
+        found: list[list[Buffer]] = [[] for _ in self.steps]
+        for b in {id(v.buffer): v.buffer for s in self.steps for v in s.views if v.buffer.produced}.values():
+            if len(b.streams) == 1 and id(b) not in returned:
+                found[b.last].append(b)
+        return found
+
     def lay_out(self) -> None:
         """Give every buffer its offset: largest first, at the lowest place free for its whole life."""
         buffers = {id(v.buffer): v.buffer for s in self.steps for v in s.views if not v.buffer.produced}
@@ -261,6 +274,7 @@ class Instance:
         self.calls = [(s.run, [self._bound(a) for a in s.args]) for s in plan.steps]
         self.dynamic = [any(isinstance(a, (Input, View)) for a in args) for _, args in self.calls]
         self.produced: dict[int, torch.Tensor] = {}
+        self.spent = [[id(b) for b in buffers] for buffers in plan.spent()]
 
     def _bound(self, a: Any) -> Any:
         return a.bind(self.arena) if isinstance(a, View) and not a.buffer.produced else a
@@ -281,6 +295,8 @@ class Instance:
             result = fn(*args)
         if (produces := self.plan.steps[i].produces) is not None:
             self.produced[id(produces.buffer)] = result
+        for key in self.spent[i]:
+            del self.produced[key]
         return result
 
     def run(self, inputs: Sequence[torch.Tensor | None], times: list[float] | None = None) -> Any:

@@ -20,6 +20,7 @@ from ops.parity import (
 from ops.roi_oracle import roi_align3d_oracle
 from slowfast_kernels import ops, use_backend
 from slowfast_kernels.ops._cases import Draw
+from slowfast_kernels.ops.roi_align3d.boxes import boxes_float32, unchecked
 from slowfast_kernels.ops.roi_align3d.cases import COORDINATES, ODD, SCALE, boxes, rows, tubes, volumes
 from slowfast_kernels.ops.roi_align3d.reference import roi_align3d_reference
 from slowfast_kernels.ops.roi_align3d.spec import RoIAlignSpec
@@ -483,3 +484,27 @@ def test_reference_and_kernels_agree_on_what_is_not_finite():
             with use_provider(name):
                 assert_same_nonfinite(ops.roi_align3d(x, rois, 4, SCALE), expected, name)
     assert not expected.isfinite().all()
+
+
+class OnGpu(torch.Tensor):
+    """A tensor of the CPU that says it is on a GPU, and what it was asked for."""
+
+    device = torch.device("cuda", 0)
+    asked = 0
+
+    def cpu(self):
+        type(self).asked += 1
+        return self.as_subclass(torch.Tensor)
+
+
+def test_a_frozen_model_does_not_wait_for_the_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    wrong = torch.tensor([[7.0, 0, 0, 8, 8]]).as_subclass(OnGpu)
+    with pytest.raises(ValueError, match=r"batch indices .* got 7"):
+        boxes_float32(wrong, 2)
+    before = OnGpu.asked
+    with unchecked():
+        assert torch.equal(
+            boxes_float32(wrong, 2).as_subclass(torch.Tensor), torch.tensor([[7.0, 0, 0, 8, 8]])
+        )
+    assert OnGpu.asked == before == 1

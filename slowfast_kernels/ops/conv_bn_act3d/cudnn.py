@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -46,7 +48,8 @@ class CudnnConv(Prepared):
     """A convolution through a 2-D view, for which cuDNN's kernels are better than its 3-D ones; with a ``shortcut``, a
     1x1x1 convolution of a second map as the residual.
 
-    On the CPU, PyTorch's convolution takes cuDNN's place: for tests.
+    What follows the products is part of cuDNN's call, or the layer is somebody else's (`cannot_run`): passes of their
+    own over the map cost more than the products. On the CPU, PyTorch's convolution takes cuDNN's place: for tests.
     """
 
     provider, arity = "cudnn", 3
@@ -55,26 +58,68 @@ class CudnnConv(Prepared):
         self, spec: ConvSpec, dtype: torch.dtype, device: torch.device, shortcut: ConvSpec | None = None
     ) -> None:
         super().__init__(spec, dtype, device)
-        w = spec.conv.folded()
+        w, shift = spec.conv.folded(), spec.conv.shift
         self.temporal = spec.conv.kernel[0] > 1
         w = w[..., 0] if self.temporal else w[:, :, 0]
         self.weight = w.to(dtype).contiguous(memory_format=torch.channels_last)
-        shift = spec.conv.shift
-        self.bias = (torch.zeros(w.shape[0], device=w.device) if shift is None else shift.detach()).to(dtype)
-        self.fuses = True
         two = (0, 1) if self.temporal else (1, 2)
         self.stride, self.padding, self.dilation = (
             [v[d] for d in two] for v in (spec.stride, spec.padding, spec.dilation)
         )
-        self.second = None if shortcut is None else CudnnConv(shortcut, dtype, device)
+        self.second: CudnnConv | None = None
+        if shortcut is not None:  # its shift goes with ours: a convolution's own bias is a pass over the map
+            own = shortcut.conv.shift
+            self.second = CudnnConv(replace(shortcut, conv=shortcut.conv._replace(shift=None)), dtype, device)
+            shift = own if shift is None else shift if own is None else shift + own
+        if shift is None and spec.relu:  # the fused calls take one
+            shift = torch.zeros(w.shape[0], device=w.device)
+        self.bias = None if shift is None else shift.detach().to(dtype)
+        self.found: dict[tuple[Any, ...], str | None] = {}
 
     @property
     def weights(self) -> Sequence[torch.Tensor]:
-        return [self.weight, self.bias, *(self.second.weights if self.second else ())]
+        own = [self.weight] if self.bias is None else [self.weight, self.bias]
+        return [*own, *(self.second.weights if self.second else ())]
 
     def flops(self, *inputs: Shape) -> int:
         pixels = 2 * torch.Size(self.out_shape(*inputs)).numel()
         return super().flops(*inputs) + (pixels * self.second.weight.shape[1] if self.second else 0)
+
+    def cannot_run(self, *inputs: Shape | None) -> str | None:
+        """Why cuDNN's calls do not do this layer in one pass on maps of these shapes, or None: they are tried once.
+
+        PyTorch gives cuDNN the memory of the result as the operand which a convolution with ReLU alone does not have,
+        times zero. An engine that multiplies makes NaN of whatever NaN that memory held; so memory is poisoned first.
+        """
+        if not self.spec.relu and (self.bias is not None or len(inputs) > 1):
+            return "cuDNN's fused call ends in a ReLU"
+        if self.device.type != "cuda":
+            return None
+        if torch.cuda.is_current_stream_capturing():
+            return "nothing can be tried while a stream is captured"
+        key = (*inputs, precision.fp32_mode())
+        if key not in self.found:
+            self.found[key] = self._trouble(inputs)
+        return self.found[key]
+
+    def _trouble(self, inputs: Sequence[Shape | None]) -> str | None:
+        def like(shape: Shape) -> torch.Tensor:
+            x = torch.randn(tuple(shape), device=self.weight.device).to(self.dtype)
+            return x.contiguous(memory_format=torch.channels_last_3d)
+
+        maps = [None if shape is None else like(shape) for shape in inputs]
+        maps += [None] * (self.arity - len(maps))
+        assert maps[0] is not None
+        size = torch.Size(self.out_shape(maps[0].shape)).numel()
+        # freed at once: what is asked for next gets this memory
+        [self.weight.new_full((size,), math.nan) for _ in range(3)]
+        try:
+            y = self.fresh(maps[0], maps[1], maps[2])
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            return f"cuDNN: {str(error).splitlines()[0]}"
+        return "cuDNN reads memory that nobody wrote" if bool(y.isnan().any()) else None
 
     def fresh(
         self, x: torch.Tensor, residual: torch.Tensor | None, second: torch.Tensor | None
@@ -84,38 +129,25 @@ class CudnnConv(Prepared):
             assert second is not None
             residual = self.second.fresh(second, None, None)
         flat = None if residual is None else rows(residual, self.temporal)
-        y = self._run(rows(x, self.temporal), flat, self.spec.relu)
+        y = self._run(rows(x, self.temporal), flat)
         n, c, t, h, w = self.out_shape(x.shape)
         return y.permute(0, 2, 3, 1).reshape(n, t, h, w, c).permute(0, 4, 1, 2, 3)
 
     def into(self, out: torch.Tensor, *args: Any) -> torch.Tensor:
         return out.copy_(self.fresh(*args))
 
-    def _run(self, x: torch.Tensor, residual: torch.Tensor | None, relu: bool) -> torch.Tensor:
+    def _run(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
         more = (self.stride, self.padding, self.dilation, 1)
-        if x.device.type != "cuda":
-            y = F.conv2d(x, self.weight, self.bias, *more)
-        else:
+        if self.device.type == "cuda":
             with settings():
-                if relu and self.fuses:
-                    try:
-                        return self._fused(x, residual)
-                    except RuntimeError as error:
-                        if (
-                            isinstance(error, torch.OutOfMemoryError)
-                            or torch.cuda.is_current_stream_capturing()
-                        ):
-                            raise
-                        self.fuses = False  # cuDNN has no engine for this convolution with what follows it
-                y = F.conv2d(x, self.weight, self.bias, *more)
+                if not self.spec.relu:
+                    return F.conv2d(x, self.weight, self.bias, *more)
+                if residual is None:
+                    return torch.cudnn_convolution_relu(x, self.weight, self.bias, *more)
+                return torch.cudnn_convolution_add_relu(x, self.weight, residual, 1.0, self.bias, *more)
+        y = F.conv2d(x, self.weight, self.bias, *more)
         y = y if residual is None else y.add_(residual)
-        return y.relu_() if relu else y
-
-    def _fused(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
-        more = (self.stride, self.padding, self.dilation, 1)
-        if residual is None:
-            return torch.cudnn_convolution_relu(x, self.weight, self.bias, *more)
-        return torch.cudnn_convolution_add_relu(x, self.weight, residual, 1.0, self.bias, *more)
+        return y.relu_() if self.spec.relu else y
 
 
 def cannot(spec: ConvSpec, dtype: torch.dtype) -> str | None:

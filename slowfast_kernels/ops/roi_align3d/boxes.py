@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 
 import torch
 
@@ -31,15 +33,28 @@ def check_batch_index(rois: torch.Tensor, clips: int) -> None:
         )
 
 
+_checked: ContextVar[bool] = ContextVar("slowfast_boxes_checked", default=True)
+
+
+@contextlib.contextmanager
+def unchecked() -> Iterator[None]:
+    """Calls on a GPU inside the block do not wait for it: a box with a wrong batch index gives NaN."""
+    token = _checked.set(False)
+    try:
+        yield
+    finally:
+        _checked.reset(token)
+
+
 def boxes_float32(rois: torch.Tensor, clips: int) -> torch.Tensor:
     """Boxes as the kernels read them. Batch indices are checked where their values may be read.
 
-    The check waits for the GPU. A stream that is being captured must not wait: there, a box with a wrong batch
-    index gives NaN (and no gradient) when the graph runs.
+    The check waits for the GPU. A stream that is being captured must not wait, and a frozen model does not: there, a
+    box with a wrong batch index gives NaN (and no gradient).
     """
     if rois.device.type == "cpu":
         check_batch_index(rois, clips)
-    elif rois.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+    elif rois.device.type == "cuda" and _checked.get() and not torch.cuda.is_current_stream_capturing():
         check_batch_index(rois[..., :1].cpu(), clips)  # one copy, the rest on the host
     return rois.detach().float().contiguous()
 

@@ -153,7 +153,7 @@ def _chosen(x: torch.Tensor, packed: Packed, out: torch.Tensor, relu: bool) -> S
 class CudaStem(Prepared):
     """A stem with its pool."""
 
-    provider = "cuda"
+    provider, any_layout = "cuda", True
 
     def __init__(self, spec: StemSpec, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(spec, dtype, device)

@@ -256,7 +256,7 @@ def _run_fused(
 class TritonStem(Prepared):
     """A stem, its pool in the same kernel or in one of its own."""
 
-    provider = "triton"
+    provider, any_layout = "triton", True
 
     def __init__(self, spec: StemSpec, dtype: torch.dtype, device: torch.device, fold: bool = True) -> None:
         super().__init__(spec, dtype, device)
