@@ -85,6 +85,34 @@ def test_chained_blocks():
         assert distance(found, expected) <= LIMITS[dtype], form
 
 
+#: Who may compute on a GPU with everything installed, and on one without cuDNN.
+EVERYBODY = ("cuda", "blocks", "chain", "triton", "convolutions", "cudnn")
+BY_DEFAULT = {
+    "res2.slow": ({"cuda": 3}, {"cuda": 3}),
+    "res3.slow": ({"cudnn": 12}, {"cuda": 4}),
+    "res4.slow": ({"cudnn": 18}, {"triton": 18}),
+    "res5.slow": ({"cudnn": 9}, {"triton": 9}),
+    "res2.fast": ({"cuda": 3}, {"cuda": 3}),
+    "res3.fast": ({"cuda": 4}, {"cuda": 4}),
+    "res4.fast": ({"cuda": 6}, {"cuda": 6}),
+    "res5.fast": ({"cuda": 3}, {"cuda": 3}),
+}
+
+
+@needs["triton"]
+@pytest.mark.parametrize("cudnn", [True, False])
+def test_who_computes_a_stage_by_default(cudnn):
+    """Where nothing was measured: the CUDA kernels up to an inner width of 64, beyond it cuDNN if it is there."""
+    model = tiny("all of depth 50")
+    clips = [x.to(DEVICE) for x in clips_for(model)]
+    plan = planned(model, clips, torch.bfloat16, EVERYBODY if cudnn else EVERYBODY[:-1])
+    found: dict[str, Counter] = {}
+    for step in plan.steps:
+        if step.stage.startswith("res"):
+            found.setdefault(step.stage, Counter())[step.provider] += 1
+    assert found == {stage: both[not cudnn] for stage, both in BY_DEFAULT.items()}
+
+
 @needs["triton"]
 @pytest.mark.parametrize("key", [k for k in MODELS if k != "all of depth 50"])
 def test_kinds_of_models(key):

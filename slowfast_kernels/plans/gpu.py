@@ -29,8 +29,10 @@ from .choose import Chooser
 from .lower import Target, nbytes
 from .plan import Input, Plan, View
 
+# Both as `slowfast-kernels bench gpu-predict` has it (docs/gpu-predicted.md): nothing of it is measured yet.
+
 #: Fewest channels on both sides from which a convolution is left to cuDNN without having been measured.
-CUDNN_CHANNELS = 256
+CUDNN_CHANNELS = 128
 
 #: Widest inner width whose block goes to one provider as a whole without having been measured.
 BLOCK_CHANNELS = 64
@@ -116,8 +118,14 @@ class GpuTarget(Target):
             chain = ConvChain(spec, self._conv)
             convs = [_triton_of(conv) for conv in (*chain.inner, chain.last)]
             whole = {"triton": TritonBlock(spec, convs), "convolutions": chain}
-            wide = spec.a.weight.shape[0] > BLOCK_CHANNELS
-            each |= dict(reversed(whole.items())) if wide else whole
+            if spec.a.weight.shape[0] <= BLOCK_CHANNELS:
+                each |= whole
+            elif (
+                "cudnn" in self.chooser.allowed
+            ):  # on wgmma, whose rate the CUDA kernels' mma.sync does not reach
+                each = {**dict(reversed(whole.items())), **each}
+            else:
+                each |= dict(reversed(whole.items()))
         else:
             assert triton.prepare is not None
             each["triton"] = triton.prepare(spec, self.dtype, self.device)
