@@ -75,6 +75,9 @@ def parser() -> argparse.ArgumentParser:
             settings = {k: v.format(kind=kind) if k == "help" else v for k, v in OPTIONS[option].items()}
             sub.add_argument(f"--{settings.get('dest', option)}", **settings)
     kinds.add_parser("gpu", add_help=False, help="all of it on an NVIDIA GPU, as bench/gpu.sh runs it")
+    kinds.add_parser(
+        "gpu-predict", add_help=False, help="times on a GPU from a static model; nothing is measured"
+    )
     return top
 
 
@@ -96,6 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from slowfast_kernels.bench.gpu.command import command  # slow to import
 
         return command(words[1:])
+    if words[:1] == ["gpu-predict"]:
+        from slowfast_kernels.bench.gpu.predict.command import main as predict  # slow to import
+
+        return predict(words[1:])
     if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
         words = ["targets", *words]
     args = parser().parse_args(words)

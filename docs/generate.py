@@ -2,6 +2,7 @@
 
 docs/api/*.md     the public names of every module: signatures as they are written, docstrings
 docs/models.md    what is supported of which library, the presets
+docs/gpu-predicted.md  GPU times of a static model
 README.md         the same in short, and the figures, out of the saved results of `slowfast-kernels bench targets`
 
 `pages()` gives every file's text, which tests/test_docs.py compares with what is there.
@@ -303,6 +304,16 @@ def models_page() -> str:
     )
 
 
+# --- predictions -------------------------------------------------------------------------------------------
+
+
+def predicted_page() -> str | None:
+    """GPU times of a static model; None where the CUDA kernels are not built, whose registers it counts with."""
+    from slowfast_kernels.bench.gpu.predict import command, cuda
+
+    return command.page() if cuda.compiled() else None
+
+
 # --- figures -----------------------------------------------------------------------------------------------
 
 
@@ -390,6 +401,8 @@ def pages() -> dict[Path, str]:
     found = {ROOT / "docs/api" / page_of(name): api_page(name) for name in MODULES}
     found[ROOT / "README.md"] = readme()
     found[ROOT / "docs/models.md"] = models_page()
+    if (page := predicted_page()) is not None:
+        found[ROOT / "docs/gpu-predicted.md"] = page
     return found
 
 

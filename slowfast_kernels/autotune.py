@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from . import _extension
+from . import _extension, backends
 
 Config = TypeVar("Config")
 
@@ -228,7 +228,7 @@ class Tuner:
         run: Callable[[Config], None],
     ) -> Config:
         """As `choose`; a heuristic that finds nothing to run returns None, and so does this."""
-        place = (*key, device, is_measuring(self.family))
+        place = (*key, device, is_measuring(self.family), backends.chosen_as_on_gpu())
         if place not in self.found:
             config, on_gpu = heuristic(), device.type == "cuda"
             if config is not None:

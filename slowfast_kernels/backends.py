@@ -157,10 +157,31 @@ def unavailable(name: str) -> str | None:
     return None
 
 
+_as_on_gpu: ContextVar[bool] = ContextVar("slowfast_as_on_gpu", default=False)
+
+
+@contextlib.contextmanager
+def as_on_gpu() -> Iterator[None]:
+    """Inside the block tiles are chosen as on a GPU, even where an interpreter or an emulator plays one: for launches
+    that are noted and not run."""
+    token = _as_on_gpu.set(True)
+    try:
+        yield
+    finally:
+        _as_on_gpu.reset(token)
+
+
+def chosen_as_on_gpu() -> bool:
+    """Whether this is inside of `as_on_gpu`."""
+    return _as_on_gpu.get()
+
+
 def simulated(name: str) -> bool:
     """Whether a GPU provider runs on the CPU: Triton's interpreter (TRITON_INTERPRET=1), the CUDA kernels' emulator
     (SLOWFAST_EMULATE=1). For tests and studies; it then takes CPU tensors.
     """
+    if _as_on_gpu.get():
+        return False
     if name == "triton":
         return os.environ.get("TRITON_INTERPRET", "0") == "1"
     return name == "cuda" and _extension.EMULATE

@@ -13,6 +13,7 @@ from slowfast_kernels.bench import store, targets
 from slowfast_kernels.bench.compare import NO_TIME, derive
 from slowfast_kernels.bench.gpu.page import COMPARED, DRY, page, title
 from slowfast_kernels.bench.gpu.parts import Part
+from slowfast_kernels.bench.gpu.predict.beside import with_prediction
 from slowfast_kernels.bench.gpu.worker import setting_to
 from slowfast_kernels.bench.harness import Setting
 from slowfast_kernels.bench.roofline import GPU_PEAKS
@@ -56,7 +57,7 @@ def document_of(
     if "correctness" in plain:  # told apart by kinds of numbers, for several processes
         plain["correctness"]["records"] = merged(plain["correctness"]["records"])
     ceilings = ceilings_of(plain)
-    records = [derive(r, ceilings, GPU_PEAKS) for r in compared(plain)]
+    records = [with_prediction(derive(r, ceilings, GPU_PEAKS), setting) for r in compared(plain)]
     rows = targets.gpu_rows(records, ceilings, setting.dry, setting.middle)
     document = store.document(
         "gpu",

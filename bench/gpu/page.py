@@ -11,12 +11,30 @@ from slowfast_kernels import report
 from slowfast_kernels.bench import plots
 from slowfast_kernels.bench.compare import fastest
 from slowfast_kernels.bench.stamp import gpu_lines, stamp_lines
-from slowfast_kernels.bench.tables import median_and_spread, number, parity, percent, times_faster
+from slowfast_kernels.bench.tables import (
+    median_and_spread,
+    milliseconds,
+    number,
+    parity,
+    percent,
+    times_faster,
+)
 from slowfast_kernels.bench.targets import Row, gpu_table
 
 DRY = "DRY RUN on a CPU: tiny shapes, interpreted and emulated kernels. No figure here is a measurement."
 
-HEADER = ("what", "who", "median", "p20-p80", "GB/s", "TFLOP/s", "of direct floor", "vs best peer", "parity")
+HEADER = (
+    "what",
+    "who",
+    "median",
+    "p20-p80",
+    "predicted",
+    "GB/s",
+    "TFLOP/s",
+    "of direct floor",
+    "vs best peer",
+    "parity",
+)
 
 #: Parts whose records are comparisons of contenders, and their titles on the page.
 COMPARED = {
@@ -46,6 +64,7 @@ def lines(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
                 name if not found else "",
                 who + ("" if row["graph"] else " (no graph)"),
                 *median_and_spread(row),
+                prediction(row),
                 number(row["gbs"]),
                 number(row["gflops"] and row["gflops"] / 1e3, ".1f"),
                 percent(row["direct_floor_fraction"]),
@@ -56,6 +75,12 @@ def lines(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
     if record["missing"] or not found:
         found.append((name if not found else "", "missing: " + (", ".join(record["missing"]) or "all")))
     return found
+
+
+def prediction(row: Mapping[str, Any]) -> str:
+    """What a static model said of a row, and how many times that the measurement is."""
+    said = row.get("predicted")
+    return f"{milliseconds(said)} (x{row['median_s'] / said:.2f})" if said else ""
 
 
 def _together(told: Iterable[tuple[str, str, str]], words: str) -> list[str]:
@@ -152,7 +177,11 @@ def page(document: Mapping[str, Any], rows: Sequence[Row]) -> str:
             out += [f"## {text}", "", "```text", body, "```", ""]
             for told in (missing_lines(records), note_lines(records)):
                 out += [*told, ""] if told else []
-    out += ["A star marks ours. GB/s counts the least traffic of a call, each tensor once.", ""]
+    out += [
+        "A star marks ours. GB/s counts the least traffic of a call, each tensor once. Predicted: by a static model of "
+        "an H200 with none of its figures measured (docs/gpu-predicted.md), with measured over predicted.",
+        "",
+    ]
     out += ["## What was run", "", "```text", report.table(run_lines(parts), RUN_HEADER), "```", ""]
     troubles = [f"- {p}, {key}: {reason}" for p, v in parts.items() for key, reason in v["failed"].items()]
     return "\n".join(out + (["Not measured, and why:", "", *troubles, ""] if troubles else []))

@@ -8,9 +8,9 @@ shapes are enough to compile every kernel ahead of time.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ class Launch:
     divisible: names of the pointers and integers that are multiples of 16.
     grid:      programs along each axis (does not decide the code).
     fusion:    whether the compiler may contract a product and a sum into a fused multiply-add.
+    values:    every argument by name (does not decide the code).
     """
 
     kernel: Any
@@ -47,6 +48,7 @@ class Launch:
     stages: int
     grid: tuple[int, ...] = (1,)
     fusion: bool = True
+    values: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -150,6 +152,7 @@ def _describe(
         stages,
         grid,
         fusion,
+        dict(zip(names, args, strict=False)) | constants,
     )
 
 
