@@ -17,8 +17,8 @@ from slowfast_kernels.bench.gpu.parts import Part
 from slowfast_kernels.bench.gpu.predict import beside, command
 from slowfast_kernels.bench.gpu.predict.cuda import MODELS
 from slowfast_kernels.bench.gpu.predict.machine import Count, Machine, Work, measured, norm, time_of
-from slowfast_kernels.bench.gpu.predict.model import forms, predict
-from slowfast_kernels.bench.gpu.predict.trace import Cache, _Noted
+from slowfast_kernels.bench.gpu.predict.model import forms, predict, works
+from slowfast_kernels.bench.gpu.predict.trace import Cache, Call, _Noted
 from slowfast_kernels.bench.harness import Setting
 from slowfast_kernels.bench.stamp import gpu_environment
 from slowfast_kernels.bench.targets import FROZEN
@@ -235,6 +235,11 @@ def test_every_step_starts_something_with_a_model():
         assert {row.op for row in p.rows} >= {"input", "stem3d", "pool_concat_head"}
     detector = predict("slowfast_8x8_r50_ava", 1)
     assert [row.op for row in detector.rows if not row.known] == ["roi_head_pool"]
+
+
+def test_a_kernel_without_a_model_is_not_free():
+    with pytest.raises(LookupError, match="_other_run_cuda: expected a model"):
+        list(works([Call("_other_run_cuda", (), {})], Machine()))
 
 
 def test_time_of_one_launch():

@@ -210,6 +210,8 @@ def works(calls: Sequence[Call], m: Machine) -> Iterator[tuple[list[Work], list[
             ):  # a pass of its own: only with what follows it is it in the epilogue
                 now = [others.streamed(m, "bias", [call.result], [call.result])]
                 yield now, now
+        elif not call.name.startswith("aten::"):
+            raise LookupError(f"{call.name}: expected a model of this native op in bench/gpu/predict/cuda.py")
         elif (work := _pass(m, call)) is not None:
             yield [work], [work]
 
