@@ -89,8 +89,9 @@ def test_chained_blocks():
 EVERYBODY = ("cuda", "blocks", "chain", "triton", "convolutions", "cudnn")
 BY_DEFAULT = {
     "res2.slow": ({"cuda": 3}, {"cuda": 3}),
-    "res3.slow": ({"cudnn": 12}, {"cuda": 4}),
-    "res4.slow": ({"cudnn": 18}, {"triton": 18}),
+    # the last convolution writes into a fused buffer, which Triton's does itself
+    "res3.slow": ({"cudnn": 11, "triton": 1}, {"cuda": 4}),
+    "res4.slow": ({"cudnn": 17, "triton": 1}, {"triton": 18}),
     "res5.slow": ({"cudnn": 9}, {"triton": 9}),
     "res2.fast": ({"cuda": 3}, {"cuda": 3}),
     "res3.fast": ({"cuda": 4}, {"cuda": 4}),

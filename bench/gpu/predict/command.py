@@ -198,8 +198,9 @@ def page() -> str:
         ),
         sums_are=text(
             f"Two streams are taken to save {machine.overlap:.0%} of the sum of both chains. *If planned*: {PLANNED}.",
-            "The floor is the sum of what every step takes at least: its direct products at the wgmma rate, or each of",
-            "its tensors once at DRAM's bandwidth.",
+            "cuDNN is taken to have engines for a convolution with shift, residual and ReLU in one, and to find its",
+            "best tile. The floor is the sum of what every step takes at least: its direct products at the wgmma rate,",
+            "or each of its tensors once at DRAM's bandwidth.",
         ),
         sums=table(sum_lines(predictions), *SUMS),
         stages=table(
