@@ -30,8 +30,9 @@ def ceilings_of(parts: Mapping[str, Any]) -> dict[str, float]:
 
 
 def compared(parts: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The records of every part that compares."""
-    return [{"part": p, **r} for p in COMPARED for r in parts.get(p, {}).get("records", ())]
+    """The records of contenders of every part."""
+    records = ((p, r) for p in COMPARED for r in parts.get(p, {}).get("records", ()))
+    return [{"part": p, **r} for p, r in records if "rows" in r]
 
 
 def merged(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -58,7 +59,9 @@ def document_of(
         plain["correctness"]["records"] = merged(plain["correctness"]["records"])
     ceilings = ceilings_of(plain)
     records = [with_prediction(derive(r, ceilings, GPU_PEAKS), setting) for r in compared(plain)]
-    rows = targets.gpu_rows(records, ceilings, setting.dry, setting.middle)
+    rows = targets.gpu_rows(
+        [r for r in records if r["part"] != "smoke"], ceilings, setting.dry, setting.middle
+    )
     document = store.document(
         "gpu",
         stamp,
@@ -83,6 +86,9 @@ def failures(document: Mapping[str, Any]) -> list[str]:
         for key, reason in part["failed"].items():
             if "did not end within" not in reason:
                 found.append(f"{name}, {key}: {reason}")
+        for record in part["records"]:
+            if record.get("status") == "red" and record["ours"]:
+                found.append(f"{name}, {record['check']}: {record['text']}")
     for record in document["parts"].get("correctness", {}).get("records", ()):
         found += [f"{record['what']}: {text}" for text in record["failures"]]
     for record in document["compared"]:

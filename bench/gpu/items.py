@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,12 @@ from typing import Any
 class Item:
     """A piece of work of a part; a worker that dies is started again behind it.
 
+    run:   its records, each told when it is made: one that takes its time yields them.
     alone: takes as long as it is given: where several processes share a part out, one of them does nothing else.
     """
 
     key: str
-    run: Callable[[], list[dict[str, Any]]]
+    run: Callable[[], Iterable[dict[str, Any]]]
     alone: bool = False
 
 

@@ -247,8 +247,8 @@ def _measure_model(machine: GpuMachine, batch: int, dtype: str, modes: Sequence[
     makers: dict[str, Callable[[], Callable[..., Any]]] = {}
     for mode in modes:
         # A dry run compiles with the "eager" backend, which traces and generates no code.
-        how: dict[str, Any] = {"backend": "eager"} if machine.dry else {"mode": peers.MODES[mode]}
-        makers[mode] = _once(functools.partial(peers.compiled, folded, sets[0], **how))
+        options: dict[str, Any] = {"backend": "eager"} if machine.dry else {"mode": peers.MODES[mode]}
+        makers[mode] = _once(functools.partial(peers.compiled, folded, sets[0], **options))
     forms = peers.gpu_forms(trained, folded)
     makers |= {who: forms[who] for who in ((peers.EAGER,) if modes else reversed(forms))}
     # Ours, then the strongest: an item whose time is over leaves out the last.
@@ -268,7 +268,7 @@ def _measure_model(machine: GpuMachine, batch: int, dtype: str, modes: Sequence[
     for row in record["rows"]:
         row["graph"] = row["note"] == "captured"
         if row["who"] == FROZEN:
-            row["graph"], row["note"] = _how(ours[0], texts)
+            row["graph"], row["note"] = how(ours[0], texts)
     return [record]
 
 
@@ -289,7 +289,7 @@ def _once(make: Callable[[], Any]) -> Callable[[], Any]:
     return remembered
 
 
-def _how(net: Any, warned: Sequence[str]) -> tuple[bool, str]:
+def how(net: Any, warned: Sequence[str]) -> tuple[bool, str]:
     """Whether a frozen model replays a graph, and who computes its layers."""
     plans = list(getattr(net, "_plans", {}).values())
     graph = any(getattr(instance, "graph", None) is not None for _, idle in plans for instance in idle)

@@ -15,6 +15,7 @@ from slowfast_kernels.bench.harness import Setting
 
 #: part -> (seconds it is given, what it is). Together under ten minutes; what one leaves over goes to the last.
 BUDGETS: dict[str, tuple[float, str]] = {
+    "smoke": (75, "the library, cuDNN's fused calls, a graph, every CUDA op, the deep convolutions, rates"),
     "ceilings": (25, "copy bandwidth, matrix products, launches, conv3d as cuDNN has it"),
     "model": (150, "the whole network against every peer, batch 1, 8, 32 and float32"),
     "parts": (100, "stems, laterals, Fast blocks, Slow stages against every peer"),

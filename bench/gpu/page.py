@@ -38,6 +38,7 @@ HEADER = (
 
 #: Parts whose records are comparisons of contenders, and their titles on the page.
 COMPARED = {
+    "smoke": "Calls and convolutions",
     "parts": "Parts of the network",
     "pack": "pack_pathways",
     "roi": "roi_head_pool",
@@ -122,6 +123,9 @@ def correctness_lines(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, .
 
 def summary(record: Mapping[str, Any]) -> str:
     """A record in one line."""
+    if "check" in record:
+        status = record["status"].upper() if record["status"] == "red" else record["status"]
+        return f"{record['check']}: {status}" + (f"; {record['text']}" if record["text"] else "")
     if "value" in record:
         value = "-" if record["value"] is None else f"{record['value']:.4g}"
         return f"{record['name']} {value} {record['unit']}"
@@ -158,6 +162,9 @@ def page(document: Mapping[str, Any], rows: Sequence[Row]) -> str:
             for r in parts["ceilings"]["records"]
         ]
         out += ["## Ceilings", "", "```text", report.table(values), "```", ""]
+    told = [r for part in parts.values() for r in part["records"] if "check" in r]
+    if told:
+        out += ["## Checks", "", *(f"- {summary(r)}" for r in told), ""]
     checks = parts.get("correctness", {}).get("records")
     if checks:
         header = ("op and provider", "verdict", "passed", "failed", "refused", "not reached", "")

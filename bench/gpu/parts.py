@@ -104,16 +104,21 @@ class Supervisor:
             return str(event["key"])
         if kind == "done":
             part.done[event["key"]] = event["seconds"]
-            part.records += event["records"]
-            for record in event["records"]:
-                self.say(f"  {name}: {summary(record)}")
-        elif kind == "failed":
+            return None
+        if kind == "record":
+            self._add(event["key"], event["record"])
+            return str(event["key"])
+        if kind == "failed":
             part.failed[event["key"]] = event["reason"]
             self.say(f"  {name}: {event['key']}: FAILED: {event['reason']}")
         elif kind == "late":
             part.late += event["keys"]
             self.say(f"  {name}: no time left for {len(event['keys'])} more")
         return None
+
+    def _add(self, key: str, record: dict[str, Any]) -> None:
+        self.part.records.append(record)
+        self.say(f"  {self.name}: {summary(record)}")
 
 
 class _Worker:

@@ -60,20 +60,26 @@ def _one(machine: GpuMachine, entry: Entry, batch: int) -> list[dict[str, Any]]:
         return [measure_call(machine, entry, batch)]
 
 
-def measure_call(machine: GpuMachine, entry: Entry, batch: int) -> dict[str, Any]:
-    """The record of one call."""
-    op, first = entry.op, machine.draw(entry.case, entry.dtype, batch)
+def calls_of(machine: GpuMachine, entry: Entry, batch: int) -> tuple[dict[str, Any], list[Args]]:
+    """What the record of a call says of it, and the call on as many sets of maps as are rotated among."""
+    first = machine.draw(entry.case, entry.dtype, batch)
     said = entry.about(*first) | {"what": f"{entry.op} {entry.case.name}", "batch": batch}
-    maps = MAPS.get(op, len(first[0]))
+    maps = MAPS.get(entry.op, len(first[0]))
     sets = [first]
     for seed in range(1, machine.sets(said["bytes"], batch)):
         args, _ = machine.draw(entry.case, entry.dtype, batch, seed)
         # weights are the first set's for all: a network has them once
         sets.append(((*args[:maps], *first[0][maps:]), first[1]))
-    exact, yardstick = exact_of(machine, entry, first), reference_of(entry, first)
+    return said, sets
+
+
+def measure_call(machine: GpuMachine, entry: Entry, batch: int) -> dict[str, Any]:
+    """The record of one call."""
+    said, sets = calls_of(machine, entry, batch)
+    exact, yardstick = exact_of(machine, entry, sets[0]), reference_of(entry, sets[0])
     builders = ours(entry, sets) | _peers(machine, entry, sets)
     # Boxes and indices computed by kernels that only compile would lead others astray.
-    ahead = () if op.startswith("roi") else PROVIDERS
+    ahead = () if entry.op.startswith("roi") else PROVIDERS
     return compare(machine, builders, exact, yardstick, compiled_ahead=ahead, **said)
 
 
@@ -97,10 +103,11 @@ def reference_of(entry: Entry, call: Args) -> Any:
 
 def ours(entry: Entry, sets: Sequence[Args]) -> dict[str, Builder]:
     """Our providers as contenders, each on its sets of inputs."""
-    return {p: functools.partial(_own, entry, p, sets) for p in PROVIDERS}
+    return {p: functools.partial(own, entry, p, sets) for p in PROVIDERS}
 
 
-def _own(entry: Entry, provider: str, sets: Sequence[Args]) -> Contender:
+def own(entry: Entry, provider: str, sets: Sequence[Args]) -> Contender:
+    """One of our providers, weights packed before."""
     runner = registry.runner if provider == "reference" else registry.prepared
     return Contender(provider, [runner(entry, provider, *s) for s in sets], ours=True)
 
@@ -173,7 +180,7 @@ def _roi(machine: GpuMachine, case: Case, dtype: str, kind: str) -> list[dict[st
         *(machine.draw(case, dtype, seed=seed) for seed in range(1, machine.sets(said["bytes"], 2))),
     ]
 
-    def own(provider: str) -> Callable[..., Tensor]:
+    def pooled(provider: str) -> Callable[..., Tensor]:
         def pool(slow: Tensor, fast: Tensor, rois: Tensor) -> Tensor:
             with backends.use_backend(provider):
                 return ops.roi_head_pool(slow, fast, rois)
@@ -193,13 +200,14 @@ def _roi(machine: GpuMachine, case: Case, dtype: str, kind: str) -> list[dict[st
         return functools.partial(roi_peers.head_pool, load())
 
     builders: dict[str, Builder] = {
-        name: functools.partial(build, name, functools.partial(own, name), True) for name in PROVIDERS
+        name: functools.partial(build, name, functools.partial(pooled, name), True) for name in PROVIDERS
     }
     for name, load in roi_peers.GPU_ALIGNS.items():
         builders[name] = functools.partial(build, name, functools.partial(other, load), False)
     if backward:
         exact, yardstick = (
-            detached(_backward(own("reference"), *call[0])()) for call in (testing.to_float64(first), first)
+            detached(_backward(pooled("reference"), *call[0])())
+            for call in (testing.to_float64(first), first)
         )
         # Written once: the gradients of both maps; read: the upstream gradient, of next to no size.
         said |= {"flops": 0, "bytes": bytes_of(*first[0][:2])}

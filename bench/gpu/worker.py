@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from slowfast_kernels.bench.compare import DeviceLost
-from slowfast_kernels.bench.gpu import ceilings, correctness, network, single
+from slowfast_kernels.bench.gpu import ceilings, correctness, network, single, smoke
 from slowfast_kernels.bench.gpu.items import Item, shared
 from slowfast_kernels.bench.gpu.machine import GpuMachine, machine_for
 from slowfast_kernels.bench.harness import Setting, first_line
@@ -34,6 +34,7 @@ STARTED = "SLOWFAST_BENCH_STARTED"
 
 #: part -> its items; in the order they are run: what the targets are about first.
 PARTS: dict[str, Callable[[GpuMachine], list[Item]]] = {
+    "smoke": smoke.items,
     "ceilings": ceilings.items,
     "model": network.model_items,
     "parts": network.part_items,
@@ -80,7 +81,8 @@ def work(part: str, setting: Setting, events: Path, skip: Sequence[str], seconds
             least, most = SHARES if many > 1 else (1.0, 1.0)
             machine.item_deadline = begin + left * min(max(3 / many, least), most)
             try:
-                records = item.run()
+                for record in item.run():
+                    tell("record", key=item.key, record=record)
             except Exception as error:
                 traceback.print_exc()
                 lost = isinstance(error, DeviceLost) or not machine.alive()
@@ -89,7 +91,7 @@ def work(part: str, setting: Setting, events: Path, skip: Sequence[str], seconds
                 if lost:
                     return LOST
             else:
-                tell("done", key=item.key, records=records, seconds=round(time.monotonic() - begin, 3))
+                tell("done", key=item.key, seconds=round(time.monotonic() - begin, 3))
             machine.tidy()
         tell("end")
     return 0

@@ -9,6 +9,8 @@ STABLE_TORCH_LIBRARY_IMPL(slowfast, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(slowfast, CUDA, m) {
 #endif
     m.impl("_selftest_cuda", TORCH_BOX(&slowfast::cuda::selftest_cuda));
+    m.impl("_selftest_products_cuda", TORCH_BOX(&slowfast::cuda::selftest_products_cuda));
+    m.impl("_selftest_read_cuda", TORCH_BOX(&slowfast::cuda::selftest_read_cuda));
     m.impl("_block_narrow_run_cuda", TORCH_BOX(&slowfast::cuda::block_narrow_run_cuda));
     m.impl("_block_wide_a_run_cuda", TORCH_BOX(&slowfast::cuda::block_wide_a_run_cuda));
     m.impl("_block_wide_rest_run_cuda", TORCH_BOX(&slowfast::cuda::block_wide_rest_run_cuda));

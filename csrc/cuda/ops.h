@@ -8,6 +8,13 @@ namespace slowfast::cuda {
 // x times s, element by element.
 Tensor selftest_cuda(Tensor x, double s);
 
+// How fast the machine is at what the kernels are made of; 256 values of `out` for each block of threads.
+// 8 * steps products m16n8k<depth> of ones by every warp, depth 8 or 16: out becomes 32 * depth * steps.
+void selftest_products_cuda(int64_t depth, int64_t steps, Tensor out);
+// Every block reads all of x (int32, a multiple of 4096 values) past the level-1 cache: the sum of its values of out is
+// that of x.
+void selftest_read_cuda(Tensor x, Tensor out);
+
 // A bottleneck block; weights, shifts: packed, see ops/bottleneck3d/cuda_pack.py. A narrow block in one kernel
 // (block_narrow.cuh). tile: output height and width of a block of threads, and its frames.
 void block_narrow_run_cuda(Tensor x, Tensor weights, Tensor shifts, int64_t inner, int64_t kernel_t,

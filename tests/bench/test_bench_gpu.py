@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from slowfast_kernels import backends, bench
+from slowfast_kernels import _selftest, backends, bench
 from slowfast_kernels.backends import Provider
 from slowfast_kernels.bench import (
     compare,
@@ -36,6 +36,7 @@ from slowfast_kernels.bench.gpu import (
     network,
     profile,
     single,
+    smoke,
     worker,
 )
 from slowfast_kernels.bench.gpu import machine as machine_module
@@ -51,8 +52,10 @@ from slowfast_kernels.bench.plain import op_module
 from slowfast_kernels.bench.roofline import GPU_PEAKS
 from slowfast_kernels.bench.stamp import gpu_environment, gpu_lines
 from slowfast_kernels.bench.subject import Subject
+from slowfast_kernels.ops import _layers
 from slowfast_kernels.ops._cases import cases_of
 from slowfast_kernels.ops._registration import OPS
+from slowfast_kernels.ops.conv_bn_act3d import cudnn
 from slowfast_kernels.testing import relative_l2
 
 ROOT = Path(store.__file__).resolve().parents[1]
@@ -97,7 +100,8 @@ def test_every_part_runs_in_a_dry_run(measured):
     for name, part in document["parts"].items():
         assert part["status"] == "done" and len(part["done"]) == 1 and not part["failed"], name
     compared = document["compared"]
-    assert {r["part"] for r in compared} == set(COMPARED)
+    assert {r["part"] for r in compared} == set(COMPARED) - {"smoke"}  # whose first item compares nothing
+    assert [r["status"] for r in document["parts"]["smoke"]["records"]] in (["ok", "ok"], ["missing"])
     for record in compared:
         assert {r["who"] for r in record["rows"] if not r["ours"]}, record["what"]
         assert any(r["ours"] and r["green"] for r in record["rows"]), record["what"]
@@ -303,6 +307,62 @@ def test_calls_that_are_not_reached_are_counted(dry):
     assert record["not_reached"] == 3 and record["passed"] == 0 and not record["failures"]
 
 
+# --- the first minute ---------------------------------------------------------------------------------------
+
+
+def test_what_somebody_elses_call_does_is_told(dry):
+    """On poisoned memory, values that it leaves out are NaN; a call that cannot run says why."""
+    exact = torch.randn(4, 6)
+
+    def lost():
+        raise RuntimeError("no engine for this convolution")
+
+    found = [smoke._checked(dry, "call", lambda: exact.bfloat16(), exact),
+             smoke._checked(dry, "call", lambda: lose_the_last(exact.bfloat16()), exact),
+             smoke._checked(dry, "call", lost, exact)]  # fmt: skip
+    assert [r["status"] for r in found] == ["ok", "red", "missing"]
+    assert found[0]["seconds"] > 0 and found[1]["nan"] == 1 and "1 values of 24 are NaN" in found[1]["text"]
+    assert "no engine" in found[2]["text"] and not any(r["ours"] for r in found)
+
+
+def test_a_red_check_of_ours_fails_the_run():
+    red = [smoke.check("theirs", "red", "NaN", ours=False), smoke.check("ours", "red", "another sum")]
+    document, rows = document_of(STAMP, DRY, {"smoke": Part(status="done", records=red)}, "test")
+    assert failures(document) == ["smoke, ours: another sum"]
+    assert "- theirs: RED; NaN" in render(document, rows)
+
+
+def test_the_deep_convolutions_are_all_of_them():
+    convolutions = [c for c in _layers.every_convolution() if c.name.startswith(smoke.DEEP)]
+    assert len(convolutions) == 3 * (4 + 6 + 3) + 3  # blocks of three, and shortcuts
+    assert all(cudnn.cannot(c.spec, torch.bfloat16) is None for c in convolutions)
+    cases = smoke._deep(types.SimpleNamespace(setting=Setting()))
+    assert sum(c.count for c in cases) == len(convolutions) and len(cases) == 18
+
+
+@pytest.mark.parametrize("name", ["res3.slow.0.a", "res3.slow.0.c", "res4.slow.0.shortcut"])
+def test_a_deep_convolution_by_everybody(name, dry):
+    case = next(c for c in cases_of("conv_bn_act3d") if c.name == name)
+    (found,) = smoke._convolution(dry, case)
+    wanted = {"conv2d"} | ({"triton"} if not backends.unavailable("triton") else set())
+    if name.endswith(".a") and not backends.unavailable("cuda"):
+        wanted.add("cuda")  # as a wide block's first convolution
+    assert {r["who"] for r in found["rows"]} == wanted and all(r["green"] for r in found["rows"])
+    fused = {"cudnn_fused"} if "shortcut" not in name else set()
+    assert set(found["missing"]) - {"triton", "cuda"} == fused  # no cuDNN here; a shortcut has no ReLU
+
+
+def test_rates_count_work_that_was_done(dry, monkeypatch):
+    if reason := backends.unavailable("cuda"):
+        pytest.skip(reason)
+    found = [*smoke._products(dry), *smoke._read(dry)]
+    assert [r["status"] for r in found] == ["ok"] * 4
+    monkeypatch.setattr(_selftest, "products", lambda *args: None)
+    monkeypatch.setattr(_selftest, "read", lambda *args: None)
+    found = [*smoke._products(dry), *smoke._read(dry)]
+    assert [r["status"] for r in found] == ["red", "red", "ok", "red"]
+
+
 # --- workers that fail -------------------------------------------------------------------------------------
 
 STAND_IN = """
@@ -317,7 +377,8 @@ for key in ("first", "bad", "last"):
     tell("start", key=key)
     if key == "bad":
         BAD
-    tell("done", key=key, seconds=0.1, records=[{"name": key, "value": 1.0, "unit": "GB/s"}])
+    tell("record", key=key, record={"name": key, "value": 1.0, "unit": "GB/s"})
+    tell("done", key=key, seconds=0.1)
 tell("end")
 """
 
@@ -380,7 +441,7 @@ def test_a_failing_item_does_not_stop_the_others(tmp_path, monkeypatch):
     monkeypatch.setitem(worker.PARTS, "ceilings", lambda machine: items)
     assert worker.work("ceilings", DRY, tmp_path / "events", [], seconds=1e9) == 0
     events = [json.loads(line) for line in (tmp_path / "events").read_text().splitlines()]
-    assert [e["event"] for e in events] == ["start", "failed", "start", "done", "end"]
+    assert [e["event"] for e in events] == ["start", "failed", "start", "record", "done", "end"]
     assert events[1]["reason"] == "ValueError: no good"
 
 
@@ -404,7 +465,8 @@ def test_several_processes_share_a_part(tmp_path):
         "    tell('start', key=str(k))\n"
         "    if k == 4: os.kill(os.getpid(), signal.SIGSEGV)\n"
         "    record = {'name': str(k), 'value': 1.0, 'unit': ''}\n"
-        "    tell('done', key=str(k), seconds=0.1, records=[record])\n"
+        "    tell('record', key=str(k), record=record)\n"
+        "    tell('done', key=str(k), seconds=0.1)\n"
         "tell('end')\n"
     )
     news = []

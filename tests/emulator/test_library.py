@@ -5,18 +5,19 @@ import json
 import pytest
 import torch
 
-from slowfast_kernels import _extension, backends
-
-LIBRARY = torch.library.Library("slowfast", "FRAGMENT")
-LIBRARY.define("_selftest_cuda(Tensor x, float s) -> Tensor")
+from slowfast_kernels import _extension, _selftest, backends
 
 
 @pytest.fixture
-def scale():
+def library():
     reason = _extension.cuda_missing()
     if reason:
         pytest.skip(reason)
-    return torch.ops.slowfast._selftest_cuda
+
+
+@pytest.fixture
+def scale(library):
+    return _selftest.scaled
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -37,6 +38,38 @@ def test_what_the_emulator_finds_is_a_runtime_error(scale, monkeypatch):
     monkeypatch.setenv("SLOWFAST_EMULATE_ORDER", "sideways")
     with pytest.raises(RuntimeError, match="expected random.*got sideways"):
         scale(torch.ones(4), 1.0)
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize(("blocks", "steps"), [(1, 1), (2, 3), (1, 0)])
+def test_every_product_is_made(library, depth, blocks, steps):
+    out = torch.full((blocks * _selftest.THREADS,), torch.nan, device=backends.home("cuda"))
+    _selftest.products(depth, steps, out)
+    assert torch.equal(out, torch.full_like(out, 32 * depth * steps))
+    # eight warps add up to as many values as there are FLOPs of multiplying and adding, over two
+    assert out[: _selftest.THREADS].double().sum() == _selftest.STEP_FLOPS[depth] * steps / 2
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+@pytest.mark.parametrize("groups", [1, 2, 5])
+def test_every_block_reads_everything(library, blocks, groups, order):
+    device = backends.home("cuda")
+    x = torch.randint(-(2**31), 2**31 - 1, (groups * _selftest.READ_VALUES,), dtype=torch.int32).to(device)
+    out = torch.zeros(blocks * _selftest.THREADS, dtype=torch.int32, device=device)
+    _selftest.read(x, out)
+    sums = out.view(blocks, -1).long().sum(1) % 2**32
+    assert torch.equal(sums, (x.long().sum() % 2**32).expand(blocks))
+
+
+def test_measuring_ops_refuse(library):
+    device = backends.home("cuda")
+    out = torch.zeros(_selftest.THREADS, device=device)
+    with pytest.raises(RuntimeError, match="depth: expected 8 or 16, got 4"):
+        _selftest.products(4, 1, out)
+    with pytest.raises(RuntimeError, match="out: expected 256 values for each block"):
+        _selftest.products(8, 1, out[:100])
+    with pytest.raises(RuntimeError, match="x: expected a multiple of 4096"):
+        _selftest.read(torch.zeros(100, dtype=torch.int32, device=device), out.int())
 
 
 @pytest.mark.gpu
