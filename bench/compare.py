@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,13 +41,17 @@ def limit_of(dtype: str, yardstick: float) -> float:
 
 @dataclass
 class Run:
-    """Contenders timed side by side. kept: what `run` was told to keep of their outputs."""
+    """Contenders timed side by side.
+
+    kept: what `runs` was told to keep of their outputs. partial: more of them are still to come.
+    """
 
     made: dict[str, Contender] = field(default_factory=dict)
     ready: dict[str, Ready] = field(default_factory=dict)
     kept: dict[str, Any] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     compared: Comparison = field(default_factory=Comparison)
+    partial: bool = False
 
     def record(
         self, errors: Mapping[str, float], limit: float, base: str = "", **about: Any
@@ -63,28 +69,37 @@ class Run:
             if base in self.made:
                 row["paired"] = self.compared.paired(base, name)
             rows.append(row)
-        return {**about, "rows": rows, "missing": self.missing}
+        more = {"partial": True} if self.partial else {}
+        return {**about, "rows": rows, "missing": dict(self.missing), **more}
 
 
-def run(
+def runs(
     machine: Machine,
     builders: Mapping[str, Builder],
     keep: Callable[[Any], Any] = lambda output: output,
     *,
     compiled_ahead: Sequence[str] = (),
     label: str = "",
-) -> Run:
-    """Make every contender, keep something of its first output, time all of them.
+    patience: float = math.inf,
+) -> Iterator[Run]:
+    """Make every contender, keep something of its first output, time all of them: the last that is yielded.
 
+    patience: after so many seconds of making contenders those that there are, ours and peers, are timed and yielded, so
+        that no more can be lost.
     keep: an error instead of the output, say, where outputs are gigabytes.
     compiled_ahead: builders whose Triton kernels are compiled by several threads first; only where kernels may compute
         with whatever is in memory.
     """
-    found = Run()
+    found, told = Run(), time.monotonic()
     for name, build in builders.items():
-        if machine.item_late() and {c.ours for c in found.made.values()} == {True, False}:
-            found.missing[name] = NO_TIME  # there is something to compare: better now than never
-            continue
+        if {c.ours for c in found.made.values()} == {True, False}:  # there is something to compare
+            if machine.item_late():  # better now than never
+                found.missing[name] = NO_TIME
+                continue
+            if time.monotonic() - told > patience:
+                found.compared, found.partial = machine.compare(found.ready, label=label), True
+                yield found
+                told = time.monotonic()
         try:
             if name in compiled_ahead:
                 machine.compile_ahead(build)
@@ -103,11 +118,17 @@ def run(
             found.missing[name] = first_line(error)
             if "torch._dynamo" in sys.modules:  # what a failed compilation left behind
                 torch._dynamo.reset()
-    found.compared = machine.compare(found.ready, label=label)
+    found.compared, found.partial = machine.compare(found.ready, label=label), False
+    yield found
+
+
+def run(*args: Any, **kwargs: Any) -> Run:
+    """The last of `runs`, which takes the same."""
+    (found,) = runs(*args, **kwargs)
     return found
 
 
-def compare(
+def records(
     machine: Machine,
     builders: Mapping[str, Builder],
     exact: Any,
@@ -118,9 +139,11 @@ def compare(
     base: str = "",
     compiled_ahead: Sequence[str] = (),
     label: str = "",
+    patience: float | None = None,
     **about: Any,
-) -> dict[str, Any]:
-    """`run` and its record.
+) -> Iterator[dict[str, Any]]:
+    """The record of `runs`; before it, as often as the machine's `patience` ends, one of those that there are
+    ("partial"), which the next one replaces.
 
     builders:  name -> makes the contender.
     exact:     output of the first set of inputs in higher precision.
@@ -129,14 +152,21 @@ def compare(
     """
     if limit is None:
         limit = limit_of(dtype, relative_l2(yardstick, exact))
-    found = run(
+    for found in runs(
         machine,
         builders,
         lambda output: relative_l2(output, exact),
         compiled_ahead=compiled_ahead,
         label=label,
-    )
-    return found.record(found.kept, limit, base, dtype=dtype, **about)
+        patience=machine.patience if patience is None else patience,
+    ):
+        yield found.record(found.kept, limit, base, dtype=dtype, **about)
+
+
+def compare(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    """The last of `records`, which takes the same."""
+    (record,) = records(*args, **kwargs, patience=math.inf)
+    return record
 
 
 def derive(

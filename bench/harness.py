@@ -50,6 +50,7 @@ class Setting:
     case: str | None = None
     limit: int = 0  # at most this many calls of each op; 0 = all
     items: int = 0  # at most this many items of each part; 0 = all
+    wanted: dict[str, str] = field(default_factory=dict)  # part -> patterns of its items' names
     share: tuple[int, int] = (0, 1)  # (i, n): this process takes every n-th item from the i-th on
     tests: str = "tests"  # what `pytest -m gpu` is given
     out: str = "."
@@ -147,6 +148,7 @@ class Machine:
     device: torch.device
     dry: ClassVar[bool] = False  # its times say nothing
     warmup: int = 1  # calls of each set of inputs before anything is timed
+    patience: float = math.inf  # seconds of work that may be lost where the process is stopped
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting

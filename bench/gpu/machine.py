@@ -116,6 +116,7 @@ class CudaMachine(GpuMachine):
     """A GPU."""
 
     warmup = 3
+    patience = 5.0
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)

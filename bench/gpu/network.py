@@ -6,7 +6,7 @@ import copy
 import functools
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from slowfast_kernels import backends, freeze
 from slowfast_kernels.bench import peers
-from slowfast_kernels.bench.compare import Builder, compare
+from slowfast_kernels.bench.compare import Builder, records
 from slowfast_kernels.bench.gpu.items import Item
 from slowfast_kernels.bench.gpu.machine import DTYPES, GpuMachine
 from slowfast_kernels.bench.harness import Contender, detached
@@ -104,29 +104,43 @@ def _part(
     return [blocks], [[fast]]
 
 
+MODEL = "model"
 NAMES = ("fast stem", "slow stem", "laterals", "fast blocks", "slow res2")
 
-#: The stages that no target is about; at one batch only.
+#: The stages that no target is about, but most of the time; at one batch only.
 DEEP = ("slow res3", "slow res4", "slow res5")
 STAGES = ("res2", "res3", "res4", "res5")
 
 
-def part_items(machine: GpuMachine) -> list[Item]:
-    """Every part at the middle batch in bf16, then at the other batches, then in float32."""
+def items(machine: GpuMachine) -> list[Item]:
+    """The whole model and its parts, by one process: what cuDNN found out about a layer serves both.
+
+    The middle batch in bf16 first: the model, the stages that decide, the targets' parts; then the other batches, then
+    float32.
+    """
     s = machine.setting
-    jobs = [(name, s.middle, "bf16") for name in NAMES]
-    jobs += [] if machine.dry else [(name, s.middle, "bf16") for name in DEEP]
-    jobs += [(name, b, "bf16") for b in s.batches if b != s.middle for name in NAMES]
-    jobs += [(name, s.middle, d) for d in ("tf32", "fp32") for name in NAMES]
-    if machine.dry:  # an interpreter is slow: each part once, and one of every other kind
-        jobs = [job for i, job in enumerate(jobs) if i < len(NAMES) or job[0] == "laterals"]
+    deep = () if machine.dry else DEEP
+    others = [b for b in s.batches if b != s.middle]
+    jobs = [(name, s.middle, "bf16") for name in (MODEL, *deep, *NAMES)]
+    jobs += [(MODEL, batch, "bf16") for batch in others]
+    jobs += [(name, batch, "bf16") for batch in others for name in NAMES]
+    jobs += [(name, s.middle, dtype) for dtype in ("tf32", "fp32") for name in (MODEL, *NAMES)]
+    if machine.dry:  # an interpreter is slow: everything once, and one part of every other kind
+        jobs = [job for i, job in enumerate(jobs) if i <= len(NAMES) or job[0] in (MODEL, "laterals")]
     return [
-        Item(f"{name} b{batch} {dtype}", functools.partial(_measure_part, machine, name, batch, dtype))
+        Item(f"{name} b{batch} {dtype}", functools.partial(_measure, machine, name, batch, dtype))
         for name, batch, dtype in jobs
     ]
 
 
-def _measure_part(machine: GpuMachine, name: str, batch: int, dtype: str) -> list[dict[str, Any]]:
+def _measure(machine: GpuMachine, name: str, batch: int, dtype: str) -> Iterator[dict[str, Any]]:
+    if name == MODEL:
+        return _measure_model(machine, batch, dtype, ())
+    return _measure_part(machine, name, batch, dtype)
+
+
+def _measure_part(machine: GpuMachine, name: str, batch: int, dtype: str) -> Iterator[dict[str, Any]]:
+    """Its record, after partial ones."""
     kind = DTYPES[dtype]
     with machine.unmeasured():
         modules, first = _part(machine, name, batch, 1)
@@ -161,7 +175,8 @@ def _measure_part(machine: GpuMachine, name: str, batch: int, dtype: str) -> lis
     about = _about(work_of(modules, first, kind)) | {"what": name, "batch": batch, "dtype": dtype}
     with machine.arithmetic(dtype):
         yardstick = detached(modules_run(eager, inputs[0])())
-        return [compare(machine, builders, exact, yardstick, compiled_ahead=(FROZEN, *PROVIDERS), **about)]
+        ahead = (FROZEN, *PROVIDERS)
+        yield from records(machine, builders, exact, yardstick, compiled_ahead=ahead, **about)
 
 
 def _planned(
@@ -184,14 +199,6 @@ def _planned(
 # --- the whole model -------------------------------------------------------------------------------------------
 
 
-def model_items(machine: GpuMachine) -> list[Item]:
-    """bf16 at every batch, the middle one first; float32 at the middle batch."""
-    return [
-        Item(f"model b{batch} {dtype}", functools.partial(_measure_model, machine, batch, dtype, ()))
-        for batch, dtype in _sizes(machine)
-    ]
-
-
 def _sizes(machine: GpuMachine) -> list[tuple[int, str]]:
     s = machine.setting
     batches = [s.middle, *(b for b in s.batches if b != s.middle)]
@@ -210,8 +217,11 @@ def compile_items(machine: GpuMachine) -> list[Item]:
     ]
 
 
-def _measure_model(machine: GpuMachine, batch: int, dtype: str, modes: Sequence[str]) -> list[dict[str, Any]]:
-    """One record. Contenders take their inputs as a user's call gives them: a captured one copies them first."""
+def _measure_model(
+    machine: GpuMachine, batch: int, dtype: str, modes: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """Its record, after partial ones. Contenders take their inputs as a user's call gives them: a captured one copies
+    them first."""
     kind, model = DTYPES[dtype], _subject(machine).model
     sets = [[x.to(kind) for x in clips(model.config, batch, _generator(machine, seed))] for seed in (1, 2)]
 
@@ -251,25 +261,34 @@ def _measure_model(machine: GpuMachine, batch: int, dtype: str, modes: Sequence[
         makers[mode] = _once(functools.partial(peers.compiled, folded, sets[0], **options))
     forms = peers.gpu_forms(trained, folded)
     makers |= {who: forms[who] for who in ((peers.EAGER,) if modes else reversed(forms))}
-    # Ours, then the strongest: an item whose time is over leaves out the last.
+    # Ours, then the strongest: an item whose time is over leaves out the last. Eager PyTorch as it is called has a
+    # target of its own.
+    first, *rest = makers.items()
     builders: dict[str, Builder] = {FROZEN: frozen}
-    for who, make in makers.items():
-        builders[who + GRAPH] = functools.partial(captured, who + GRAPH, make)
-    for who, make in reversed(makers.items()):
-        builders[who] = functools.partial(plainly, who, make)
-    about = _about(work_of([model], [sets[0]], kind)) | {"what": "model", "batch": batch, "dtype": dtype}
+    builders |= _forms(captured, [first], GRAPH) | _forms(plainly, [(peers.EAGER, makers[peers.EAGER])])
+    builders |= _forms(captured, rest, GRAPH) | _forms(plainly, list(makers.items()))
+    about = _about(work_of([model], [sets[0]], kind)) | {"what": MODEL, "batch": batch, "dtype": dtype}
     with machine.arithmetic(dtype), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with torch.inference_mode(), machine.unmeasured():
             yardstick = detached(trained(*sets[0]))
-        record = compare(machine, builders, exact, yardstick, compiled_ahead=(FROZEN,), **about)
-    texts = list(dict.fromkeys(str(w.message) for w in caught))
+        for record in records(machine, builders, exact, yardstick, compiled_ahead=(FROZEN,), **about):
+            texts = list(dict.fromkeys(str(w.message) for w in caught))
+            for row in record["rows"]:
+                row["graph"] = row["note"] == "captured"
+                if row["who"] == FROZEN:
+                    row["graph"], row["note"] = how(ours[0], texts)
+            yield record
     sys.stderr.write("".join(f"warning: {text}\n" for text in texts))
-    for row in record["rows"]:
-        row["graph"] = row["note"] == "captured"
-        if row["who"] == FROZEN:
-            row["graph"], row["note"] = how(ours[0], texts)
-    return [record]
+
+
+def _forms(
+    build: Callable[[str, Callable[[], Any]], Contender],
+    makers: Sequence[tuple[str, Callable[[], Any]]],
+    suffix: str = "",
+) -> dict[str, Builder]:
+    """Builders of one way to call several peers."""
+    return {who + suffix: functools.partial(build, who + suffix, make) for who, make in makers}
 
 
 def _once(make: Callable[[], Any]) -> Callable[[], Any]:

@@ -17,13 +17,12 @@ from slowfast_kernels.bench.harness import Setting
 BUDGETS: dict[str, tuple[float, str]] = {
     "smoke": (75, "the library, cuDNN's fused calls, a graph, every CUDA op, the deep convolutions, rates"),
     "ceilings": (25, "copy bandwidth, matrix products, launches, conv3d as cuDNN has it"),
-    "model": (150, "the whole network against every peer, batch 1, 8, 32 and float32"),
-    "parts": (100, "stems, laterals, Fast blocks, Slow stages against every peer"),
-    "pack": (20, "pack_pathways against copy bandwidth"),
-    "roi": (40, "roi_head_pool, forward and backward, against torchvision and torch"),
-    "correctness": (90, "every op, case and dtype on Triton and CUDA; pytest -m gpu; compute-sanitizer"),
-    "compile": (80, "torch.compile of the network; with max-autotune it takes minutes to compile"),
-    "ops": (50, "single ops on SlowFast's real calls"),
+    "network": (220, "the whole network, its stems, laterals, blocks, stages against every peer"),
+    "pack": (15, "pack_pathways against copy bandwidth"),
+    "roi": (35, "roi_head_pool, forward and backward, against torchvision and torch"),
+    "correctness": (80, "every op, case and dtype on Triton and CUDA; pytest -m gpu; compute-sanitizer"),
+    "compile": (70, "torch.compile of the network; with max-autotune it takes minutes to compile"),
+    "ops": (40, "single ops on SlowFast's real calls"),
 }
 
 EPILOG = f"""\
@@ -37,7 +36,7 @@ a part runs, pictures after it.
 examples:
   bench/gpu.sh /tmp/gpu
   bench/gpu.sh /tmp/gpu --skip compile --skip ops
-  bench/gpu.sh /tmp/gpu --only parts --batch 8
+  bench/gpu.sh /tmp/gpu --only network --item 'network=model *,slow res*' --batch 8
   bench/gpu.sh /tmp/gpu --only correctness --op 'roi*'
   bench/gpu.sh /tmp/gpu --only ops --op bottleneck3d --case 'res2.fast*' --seconds ops=300 --minutes 20
   bench/gpu.sh /tmp/gpu --only compile --batch 8 --minutes 26    # max-autotune: minutes of compiling
@@ -73,6 +72,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--limit", type=int, default=0, metavar="N", help="at most N calls of each op")
     p.add_argument("--items", type=int, default=0, metavar="N", help="at most the first N items of each part")
     p.add_argument(
+        "--item",
+        action="append",
+        default=[],
+        metavar="PART=PATTERN",
+        help="only a part's items of such names (gpu.json has them): shell patterns, comma-separated; repeatable",
+    )
+    p.add_argument(
         "--rounds", type=int, default=0, metavar="N", help="samples of each contender (default: 21)"
     )
     p.add_argument("--model", default="slowfast_8x8_r50", help="preset (default: slowfast_8x8_r50)")
@@ -88,6 +94,12 @@ def setting_of(args: argparse.Namespace) -> Setting:
     for name in [*args.skip, *args.only]:
         if name not in PARTS:
             raise ValueError(f"expected a part among {', '.join(PARTS)}, got {name!r}")
+    wanted = dict(pair.partition("=")[::2] for pair in args.item)
+    for pair in args.item:
+        if pair.partition("=")[0] not in PARTS or not pair.partition("=")[2]:
+            raise ValueError(
+                f"--item: expected PART=PATTERN with a part among {', '.join(PARTS)}, got {pair!r}"
+            )
     dry = args.dry_run
     try:
         batches = tuple(int(b) for b in (args.batch or ("1,2" if dry else "1,8,32")).split(","))
@@ -99,7 +111,7 @@ def setting_of(args: argparse.Namespace) -> Setting:
         )
     common: dict[str, Any] = {"dry": dry, "batches": batches, "op": args.op, "case": args.case}
     common |= {"model": args.model, "limit": args.limit, "items": args.items, "out": str(args.out.resolve())}
-    common |= {"tests": args.tests or "tests"}
+    common |= {"tests": args.tests or "tests", "wanted": wanted}
     if not dry:
         return Setting(rounds=args.rounds or 21, **common)
     # Small enough for an interpreter and an emulator.

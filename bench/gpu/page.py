@@ -38,25 +38,26 @@ HEADER = (
 
 #: Parts whose records are comparisons of contenders, and their titles on the page.
 COMPARED = {
-    "smoke": "Calls and convolutions",
-    "parts": "Parts of the network",
+    "network": "The network and its parts",
     "pack": "pack_pathways",
     "roi": "roi_head_pool",
-    "model": "Whole model",
     "ops": "Single ops",
     "compile": "torch.compile",
+    "smoke": "First minute: calls and convolutions",
 }
 
 
 def title(record: Mapping[str, Any]) -> str:
     """What a record compares: "fast stem b8 bf16"."""
-    return f"{record['what']} b{record['batch']} {record['dtype']}"
+    partial = ", so far" if record.get("partial") else ""
+    return f"{record['what']} b{record['batch']} {record['dtype']}{partial}"
 
 
 def lines(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """A record as lines of the table, fastest first, the missing ones below with their reasons."""
     times = f" x{record['count']}" if record.get("count", 1) > 1 else ""
-    name = f"{record['what']}{times}, b{record['batch']} {record['dtype']}"
+    partial = " (so far)" if record.get("partial") else ""
+    name = f"{record['what']}{times}, b{record['batch']} {record['dtype']}{partial}"
     found: list[tuple[str, ...]] = []
     for row in sorted(record["rows"], key=lambda r: r["median_s"]):
         who = f"*{row['who']}" if row["ours"] else row["who"]

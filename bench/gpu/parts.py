@@ -25,8 +25,11 @@ UNDIVIDED = ("correctness", "compile")
 #: A part may finish the item it is at for so long before it is stopped.
 GRACE = 20.0
 
-#: Share of a part's time that one item may take before it is stopped and the others go on.
-SHARE = 0.85
+#: An item may take so many times the seconds that it plans with before it is stopped and the others go on.
+PLANNED = 1.5
+
+#: Or so many seconds, if that is more.
+LEAST_SHARE = 20.0
 
 #: How often a part is started again behind an item that took the process down.
 RESTARTS = 8
@@ -68,6 +71,7 @@ class Supervisor:
     processes: int = 1
     part: Part = field(default_factory=Part)
     progress: Callable[[], None] = lambda: None
+    partial: dict[str, dict[str, Any]] = field(default_factory=dict)  # of an item that has more to tell
 
     def run(self) -> Part:
         """Run the part to its end."""
@@ -117,7 +121,11 @@ class Supervisor:
         return None
 
     def _add(self, key: str, record: dict[str, Any]) -> None:
-        self.part.records.append(record)
+        """A record, in the place of the item's partial one before."""
+        old = self.partial.pop(key, None)
+        self.part.records = [*(r for r in self.part.records if r is not old), record]
+        if record.get("partial"):
+            self.partial[key] = record
         self.say(f"  {self.name}: {summary(record)}")
 
 
@@ -160,14 +168,18 @@ class _Worker:
         """Take its news until it ends: ""; or until it should have ended: what is to be said of that."""
         begin = since = time.monotonic()
         whole = self._seconds + self._boss.grace
-        share = math.inf if self._boss.name in UNDIVIDED else max(SHARE * self._seconds, 20.0)
+        share = math.inf
         while True:
             over = process.poll() is not None
             now = time.monotonic()
             for event in map(json.loads, self._new_lines()):
                 if event.get("share", 0) == self._setting.share[0]:
                     self.items += event["event"] in ("done", "failed")
-                    self.running, since = self._boss.take(event), now
+                    self.running = self._boss.take(event)
+                    if event["event"] == "start":
+                        since = now
+                        if self._boss.name not in UNDIVIDED:
+                            share = max(PLANNED * event.get("seconds", math.inf), LEAST_SHARE)
                     self._boss.progress()
             if over:
                 return ""

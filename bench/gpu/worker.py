@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from slowfast_kernels.bench import registry
 from slowfast_kernels.bench.compare import DeviceLost
 from slowfast_kernels.bench.gpu import ceilings, correctness, network, single, smoke
 from slowfast_kernels.bench.gpu.items import Item, shared
@@ -36,8 +37,7 @@ STARTED = "SLOWFAST_BENCH_STARTED"
 PARTS: dict[str, Callable[[GpuMachine], list[Item]]] = {
     "smoke": smoke.items,
     "ceilings": ceilings.items,
-    "model": network.model_items,
-    "parts": network.part_items,
+    "network": network.items,
     "pack": single.pack_items,
     "roi": single.roi_items,
     "correctness": correctness.items,
@@ -68,18 +68,21 @@ def work(part: str, setting: Setting, events: Path, skip: Sequence[str], seconds
             more |= {"share": setting.share[0]}
             file.write(json.dumps({"event": event, "part": part, **more}, default=str).encode() + b"\n")
 
-        items = shared(PARTS[part](machine), setting.share)
+        pattern = setting.wanted.get(part)
+        items = [item for item in PARTS[part](machine) if registry.matches(item.key, pattern)]
+        items = shared(items, setting.share)
         items = [item for item in items[: setting.items or None] if item.key not in skip]
         for done, item in enumerate(items):
             if machine.late():
                 tell("late", keys=[i.key for i in items[done:]])
                 break
-            tell("start", key=item.key, left=len(items) - done)
             begin = time.monotonic()
             # The first items matter most: one may take what is many times its share, and leaves the rest something.
             left, many = machine.deadline - begin, len(items) - done
             least, most = SHARES if many > 1 else (1.0, 1.0)
-            machine.item_deadline = begin + left * min(max(3 / many, least), most)
+            seconds = left * min(max(3 / many, least), most)
+            machine.item_deadline = begin + seconds
+            tell("start", key=item.key, left=many, seconds=round(seconds, 3))
             try:
                 for record in item.run():
                     tell("record", key=item.key, record=record)

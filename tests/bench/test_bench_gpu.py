@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,7 @@ from slowfast_kernels.bench.gpu import (
     worker,
 )
 from slowfast_kernels.bench.gpu import machine as machine_module
+from slowfast_kernels.bench.gpu import parts as parts_module
 from slowfast_kernels.bench.gpu.document import Writer, document_of, failures, merged
 from slowfast_kernels.bench.gpu.items import Item, shared
 from slowfast_kernels.bench.gpu.machine import CudaMachine, DryMachine, moved
@@ -114,7 +116,7 @@ def test_interpreted_kernels_are_among_the_contenders(measured):
         pytest.skip(reason)
     _, _, document = measured
     ran = {r["part"] for r in document["compared"] for row in r["rows"] if row["who"] == "triton"}
-    assert ran == {"parts", "pack", "roi", "ops"}
+    assert ran == {"pack", "roi", "ops"}  # the network's first item is the model as users have it
 
 
 def test_a_dry_run_cannot_be_mistaken(measured):
@@ -132,7 +134,7 @@ def test_the_page_has_the_targets_and_every_table(measured):
     table = [line for line in page.splitlines() if line.startswith("| ")]
     assert len(table) == 1 + len(document["targets"]) == 13
     assert {line.count("|") for line in table} == {10}
-    for title in ("Targets", "Ceilings", "Parts of the network", "pack_pathways", "roi_head_pool", "Whole model",
+    for title in ("Targets", "Checks", "Ceilings", "The network and its parts", "pack_pathways", "roi_head_pool",
                   "Single ops", "torch.compile", "What was run"):  # fmt: skip
         assert f"## {title}\n" in page
     assert "torchvision" in page  # there or missing: said either way
@@ -186,6 +188,7 @@ def test_help_teaches():
         (["--dry-run", "--only", "nothing"], "expected a part among"),
         (["--dry-run", "--batch", "0"], "--batch: expected"),
         (["--dry-run", "--seconds", "ops"], "--seconds: expected PART=N"),
+        (["--dry-run", "--item", "model b8"], "--item: expected PART=PATTERN"),
         (["--dry-run", "--save"], "a dry run measures nothing"),
         ([str(store.RESULTS / "x"), "--dry-run"], "does not write under"),
     ],
@@ -414,6 +417,56 @@ def test_an_item_without_an_end_is_stopped(tmp_path):
     assert [r["name"] for r in part.records] == ["first"]
     document, _ = document_of(STAMP, DRY, {"ceilings": part}, "test")
     assert failures(document) == []  # out of time is not wrong
+
+
+def test_what_is_made_is_told_before_the_rest(dry):
+    """A comparison that may not lose anything tells what it has behind every contender, as soon as there are both
+    sides; the last record has all of them."""
+    dry.patience = 0.0
+    x = torch.ones(3)
+    builders = {n: (lambda n=n: Contender(n, [lambda: x], ours=n == "mine")) for n in ("mine", "a", "b", "c")}
+    told = list(compare.records(dry, builders, x, x, dtype="fp32", what="w", batch=1, flops=0, bytes=12))
+    assert [r.get("partial", False) for r in told] == [True, True, False]
+    assert [[row["who"] for row in r["rows"]] for r in told] == [
+        ["mine", *"a"],
+        ["mine", *"ab"],
+        ["mine", *"abc"],
+    ]
+    document, rows = document_of(STAMP, DRY, {"network": Part(records=[told[0]])}, "test")
+    assert "w, b1 fp32 (so far)" in render(document, rows)
+    whole = compare.compare(dry, builders, x, x, dtype="fp32", what="w", batch=1, flops=0, bytes=12)
+    assert len(whole["rows"]) == 4 and "partial" not in whole
+
+
+def test_a_killed_item_leaves_what_it_told(tmp_path):
+    """A partial record stays where the item is stopped, and goes where the item tells more."""
+    record = {"name": "x", "value": 1.0, "unit": "", "partial": True}
+    lines = [f"tell('record', key='bad', record={record | {'value': v}!r})" for v in (1.0, 2.0)]
+    died = stand_in(tmp_path, f"{'; '.join(lines)}; sys.exit(3)")
+    part = Supervisor("ceilings", DRY, 3600, tmp_path, lambda text: None, died).run()
+    assert list(part.failed) == ["bad"] and [r["value"] for r in part.records if r["name"] == "x"] == [2.0]
+    told = stand_in(tmp_path, lines[0])  # and the whole one behind it
+    part = Supervisor("ceilings", DRY, 3600, tmp_path, lambda text: None, told).run()
+    assert [r["name"] for r in part.records] == ["first", "bad", "last"]
+
+
+def test_only_items_of_such_names(tmp_path, monkeypatch):
+    items = [
+        Item(k, lambda k=k: [{"name": k, "value": 1, "unit": ""}]) for k in ("model b1", "model b8", "x")
+    ]
+    monkeypatch.setitem(worker.PARTS, "ceilings", lambda machine: items)
+    setting = replace(DRY, wanted={"ceilings": "*b8,x", "ops": "nothing"})
+    assert worker.work("ceilings", setting, tmp_path / "events", [], seconds=1e9) == 0
+    events = [json.loads(line) for line in (tmp_path / "events").read_text().splitlines()]
+    assert [e["key"] for e in events if e["event"] == "done"] == ["model b8", "x"]
+
+
+def test_an_item_is_stopped_long_behind_its_plan(tmp_path, monkeypatch):
+    """The others then have what is left."""
+    monkeypatch.setattr(parts_module, "LEAST_SHARE", 0.5)
+    hanging = stand_in(tmp_path, "tell('start', key='bad', seconds=0.1); time.sleep(600)")
+    part = Supervisor("ceilings", DRY, 3600, tmp_path, lambda text: None, hanging).run()
+    assert list(part.done) == ["first", "last"] and "its share" in part.failed["bad"]
 
 
 def test_a_worker_that_does_not_start_is_a_failure(tmp_path, capsys, monkeypatch):
@@ -727,6 +780,32 @@ def test_deep_stages_have_inputs_of_their_own(dry):
         assert plain.plain(stage)(maps).isfinite().all() and maps.is_contiguous(
             memory_format=torch.channels_last_3d
         )
+
+
+def test_what_decides_is_measured_first():
+    """The model, the deep stages and the targets' parts at the middle batch: in one process, before all others."""
+    keys = [item.key for item in network.items(types.SimpleNamespace(setting=Setting(), dry=False))]
+    first = ["model", *network.DEEP, *network.NAMES]
+    assert keys[: len(first)] == [f"{name} b8 bf16" for name in first]
+    assert keys[len(first) :][:2] == ["model b1 bf16", "model b32 bf16"]
+    assert len(keys) == len(set(keys)) == len(first) + 2 * 6 + 2 * 6
+    assert all(key.endswith(" bf16") for key in keys[:-12])
+
+
+def test_eager_as_it_is_called_comes_early(dry, monkeypatch):
+    made = []
+    real = network.records
+
+    def noted(machine, builders, *args, **more):
+        made.extend(builders)
+        return real(machine, {k: builders[k] for k in list(builders)[:3]}, *args, **more)
+
+    monkeypatch.setattr(network, "records", noted)
+    (found,) = network._measure_model(dry, 1, "bf16", ())
+    strongest = next(reversed(peers.gpu_forms(None, None)))
+    assert made[:3] == ["frozen", strongest + network.GRAPH, peers.EAGER]
+    assert [r["who"] for r in found["rows"]] == made[:3] and all(r["green"] for r in found["rows"])
+    assert {r["who"]: r["graph"] for r in found["rows"]}[strongest + network.GRAPH]
 
 
 def test_work_counts_every_layer_once(subject):
