@@ -52,6 +52,7 @@ class Setting:
     items: int = 0  # at most this many items of each part; 0 = all
     wanted: dict[str, str] = field(default_factory=dict)  # part -> patterns of its items' names
     share: tuple[int, int] = (0, 1)  # (i, n): this process takes every n-th item from the i-th on
+    profile: tuple[str, ...] = ()  # calls, "op/case"
     tests: str = "tests"  # what `pytest -m gpu` is given
     out: str = "."
 

@@ -7,11 +7,13 @@ import os
 import shlex
 import signal
 import sys
+import tarfile
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from slowfast_kernels import report
+from slowfast_kernels import autotune, report
 from slowfast_kernels.bench import stamp, store, targets
 from slowfast_kernels.bench.gpu import options, page
 from slowfast_kernels.bench.gpu.clocks import Clocks
@@ -21,6 +23,9 @@ from slowfast_kernels.bench.gpu.worker import PARTS
 
 #: Environment variable with the seconds that building the library took already.
 SPENT = "SLOWFAST_BENCH_SPENT"
+
+#: All files of a run in one.
+ARCHIVE = "results.tar.gz"
 
 #: Parts whose items may run side by side, as they measure no time.
 SIDE_BY_SIDE = ("correctness",)
@@ -37,7 +42,7 @@ def command(argv: Sequence[str]) -> int:
 
 def main(argv: Sequence[str], worker: Sequence[str] = ()) -> int:
     """Run the parts; returns the exit status (see ``--help``)."""
-    args = options.parser().parse_args(list(argv))
+    args = options.parsed(argv)
     begin = time.monotonic() - float(os.environ.get(SPENT) or 0.0)
     if args.dry_run:  # before a worker looks for a device
         os.environ.update(TRITON_INTERPRET="1", SLOWFAST_EMULATE="1", CUDA_VISIBLE_DEVICES="")
@@ -63,7 +68,8 @@ def main(argv: Sequence[str], worker: Sequence[str] = ()) -> int:
     for line in (*stamp.stamp_lines(stamped), *stamp.gpu_lines(stamped), *title, *missing, ""):
         report.say(line)
     worker = worker or (sys.executable, "-m", "slowfast_kernels.bench.gpu.worker")
-    names = [n for n in PARTS if n not in args.skip and (not args.only or n in args.only)]
+    idle = [] if args.profile else ["profile"]
+    names = [n for n in PARTS if n not in (*args.skip, *idle) and (not args.only or n in args.only)]
     parts: dict[str, Part] = {}
     writer = Writer(out, stamped, setting, parts, shlex.join(["bench/gpu.sh", *argv]))
     watch = None if args.dry_run else Clocks()
@@ -84,6 +90,7 @@ def main(argv: Sequence[str], worker: Sequence[str] = ()) -> int:
         writer.write()
         if pictures:
             page.draw(out, writer.document)
+        archive(out, None if args.dry_run else autotune.cache_dir())
     if watch:
         watch.close()
     for line in ("", *(title or ["targets"]), *targets.gpu_table(writer.rows)):
@@ -94,11 +101,24 @@ def main(argv: Sequence[str], worker: Sequence[str] = ()) -> int:
         if pictures:
             page.draw(folder, writer.document)
         report.say(f"saved under {folder}")
-    report.say(f"results: {out}/gpu.md, {out}/gpu.json")
+    report.say(f"results: {out}/gpu.md, {out}/gpu.json; all of it: {out}/{ARCHIVE}")
     wrong = failures(writer.document)
     for text in wrong[:40]:
         report.say(f"FAILED: {text}")
     return 1 if wrong else 0
+
+
+def archive(out: Path, cache: Path | None = None) -> None:
+    """Put everything in OUT into one file there, for machines that hand back few; and the winners of the autotuner."""
+    with tempfile.TemporaryDirectory(dir=out) as name:
+        made = Path(name, ARCHIVE)
+        with tarfile.open(made, "w:gz") as file:
+            for path in sorted(out.iterdir()):
+                if path.name != ARCHIVE and path != Path(name):
+                    file.add(path, path.name)
+            if cache is not None and cache.is_dir() and out.resolve() not in cache.resolve().parents:
+                file.add(cache, "cache")
+        os.replace(made, out / ARCHIVE)
 
 
 def _processes() -> int:

@@ -13,13 +13,8 @@ import importlib.util
 import itertools
 import os
 import re
-import shutil
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +26,7 @@ from slowfast_kernels.bench import registry, store
 from slowfast_kernels.bench.compare import DeviceLost
 from slowfast_kernels.bench.gpu.items import Item
 from slowfast_kernels.bench.gpu.machine import GpuMachine, machine_for, moved
+from slowfast_kernels.bench.gpu.programs import output, tool
 from slowfast_kernels.bench.harness import Setting, first_line
 from slowfast_kernels.ops._cases import Args, Case, cases_of, op_names
 
@@ -243,7 +239,7 @@ def run_pytest(machine: GpuMachine) -> Verdict:
         return record | {"missing": f"no tests beside this package ({tests})"}
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "-p", "no:cacheprovider", "--color=no"]
     command += ["--continue-on-collection-errors", str(tests)]
-    code, text = _output(machine, command, "pytest.txt", cwd=store.ROOT)
+    code, text = output(machine, command, "pytest.txt", cwd=store.ROOT)
     record["passed"] = len(re.findall(r" PASSED\b", text))
     lines = [line for line in text.splitlines() if line.startswith(("FAILED", "ERROR"))]
     if code is None:
@@ -268,39 +264,26 @@ def _stopped(record: Verdict, failures: list[str]) -> Verdict:
     return record | {"summary": summary, "failures": failures, "missing": None if failures else summary}
 
 
-def _output(machine: GpuMachine, command: Sequence[str], log: str, **more: Any) -> tuple[int | None, str]:
-    """(exit status or None where it was stopped, what it printed), kept in the file ``log`` as well. It may take what
-    the part has left, less what it takes to say so; what the command itself started ends with it."""
-    seconds = max(10.0, min(300.0, machine.deadline - time.monotonic() - 2))
-    path = Path(machine.setting.out) / log
-    with path.open("w") as file:
-        process = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, **more
-        )
-        try:
-            process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            return None, path.read_text(errors="replace")
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-    return process.returncode, path.read_text(errors="replace")
-
-
 def run_sanitizer(machine: GpuMachine) -> Verdict:
     """compute-sanitizer's memcheck over the smallest call of every op, each tensor in memory of its own."""
     record: Verdict = {"what": "compute-sanitizer", "passed": 0, "failures": [], "missing": None}
-    homes = [f"{h}/bin" for h in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if h]
-    tool = shutil.which("compute-sanitizer", path=os.pathsep.join([os.environ.get("PATH", ""), *homes]))
-    if tool is None:
+    sanitizer = tool("compute-sanitizer")
+    if sanitizer is None:
         return record | {"missing": "compute-sanitizer is not installed"}
     # Triton's compiler runs as a process of its own, which is not to be watched.
-    command = [tool, "--tool", "memcheck", "--target-processes", "application-only", "--print-limit", "20"]
+    command = [
+        sanitizer,
+        "--tool",
+        "memcheck",
+        "--target-processes",
+        "application-only",
+        "--print-limit",
+        "20",
+    ]
     command += ["--error-exitcode", "9", sys.executable, "-m", __spec__.name]
     command += ["--dry-run"] if machine.dry else []
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    code, text = _output(machine, command, "sanitizer.txt", env=environment)
+    code, text = output(machine, command, "sanitizer.txt", env=environment)
     record["passed"] = text.count("\nchecked ")
     accesses = re.findall(r"^.*(?:Invalid __|Misaligned).*$", text, re.MULTILINE)
     faults = [

@@ -20,6 +20,11 @@ class Item:
     alone: bool = False
 
 
+def check(name: str, status: str, text: str = "", ours: bool = True, **more: Any) -> dict[str, Any]:
+    """The record of a check. status: "ok", "red" or "missing"; a red one is a failure where it is ours."""
+    return {"check": name, "status": status, "ours": ours, "text": text, **more}
+
+
 def shared(items: Sequence[Item], share: tuple[int, int]) -> list[Item]:
     """The items of process i of n."""
     i, n = share

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from slowfast_kernels.bench import store
+from slowfast_kernels.bench.gpu import profile
 from slowfast_kernels.bench.gpu.worker import PARTS
 from slowfast_kernels.bench.harness import Setting
 
@@ -23,6 +25,20 @@ BUDGETS: dict[str, tuple[float, str]] = {
     "correctness": (80, "every op, case and dtype on Triton and CUDA; pytest -m gpu; compute-sanitizer"),
     "compile": (70, "torch.compile of the network; with max-autotune it takes minutes to compile"),
     "ops": (40, "single ops on SlowFast's real calls"),
+    "profile": (60, "Nsight Compute on the calls of --profile, where there are some"),
+}
+
+#: The three ten-minute runs of a first contact, as options; README.md says what each decides.
+RUNS: dict[int, str] = {
+    1: "--only smoke --only ceilings --only network --batch 8 --item 'network=*bf16'"
+    " --seconds smoke=85 --seconds ceilings=30 --minutes 9.2",
+    2: "--only network --only pack --only roi --only correctness --batch 8 --item 'network=model *bf16'"
+    " --seconds network=160 --seconds pack=25 --seconds roi=75 --minutes 9.2",
+    3: "--only network --only compile --only profile --batch 1,8,32"
+    " --item 'network=model b1 bf16,model b32 bf16' --item 'compile=* b8 bf16,* b1 bf16'"
+    " --seconds network=170 --seconds compile=250 --minutes 9.2"
+    " --profile bottleneck3d/res3.slow.1 --profile bottleneck3d/res2.slow.1 --profile bottleneck3d/res2.fast.1"
+    " --profile bottleneck3d/res4.fast.1 --profile pack_pathways/view",
 }
 
 EPILOG = f"""\
@@ -30,16 +46,21 @@ parts, in this order, and the seconds each is given:
 {chr(10).join(f"  {name:12s} {seconds:4.0f}  {text}" for name, (seconds, text) in BUDGETS.items())}
 
 files in OUT: gpu.json (everything), gpu.md (tables, targets first), speedups.png, roofline.png (with matplotlib),
-log.txt (what the parts printed), events.jsonl (as it came), pytest.txt, sanitizer.txt. Figures are rewritten while
-a part runs, pictures after it.
+log.txt (what the parts printed), events.jsonl (as it came), pytest.txt, sanitizer.txt, ncu-*; results.tar.gz has all
+of them and, in cache/, the tiles that were measured. Figures are rewritten while a part runs, the others after it.
+
+a first contact, ten minutes each (bench/gpu/README.md):
+{chr(10).join(f"  --run {number}  {text}" for number, text in RUNS.items())}
 
 examples:
   bench/gpu.sh /tmp/gpu
+  bench/gpu.sh /tmp/gpu --run 1
   bench/gpu.sh /tmp/gpu --skip compile --skip ops
   bench/gpu.sh /tmp/gpu --only network --item 'network=model *,slow res*' --batch 8
   bench/gpu.sh /tmp/gpu --only correctness --op 'roi*'
   bench/gpu.sh /tmp/gpu --only ops --op bottleneck3d --case 'res2.fast*' --seconds ops=300 --minutes 20
   bench/gpu.sh /tmp/gpu --only compile --batch 8 --minutes 26    # max-autotune: minutes of compiling
+  bench/gpu.sh /tmp/gpu --only profile --profile bottleneck3d/res2.slow.1 --batch 8
   bench/gpu.sh /tmp/gpu --dry-run
   SLOWFAST_AUTOTUNE=cuda,plans bench/gpu.sh /tmp/gpu    # measures tiles and providers of new shapes, keeps the winners
 
@@ -84,9 +105,28 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--model", default="slowfast_8x8_r50", help="preset (default: slowfast_8x8_r50)")
     p.add_argument("--tests", metavar="PATH", help="what pytest -m gpu is given (default: tests)")
     p.add_argument("--seconds", action="append", default=[], metavar="PART=N", help="another time for a part")
+    p.add_argument(
+        "--profile",
+        action="append",
+        default=[],
+        metavar="OP/CASE",
+        help="also a call of the CUDA kernels under ncu (part profile); repeatable",
+    )
+    p.add_argument(
+        "--run",
+        type=int,
+        choices=RUNS,
+        help="the options of a first contact; others given beside it add to them",
+    )
     p.add_argument("--minutes", type=float, default=9.5, help="time for everything (default: 9.5)")
     p.add_argument("--save", action="store_true", help="also keep the run under bench/results/<gpu>/")
     return p
+
+
+def parsed(argv: Sequence[str]) -> argparse.Namespace:
+    """The options; those that ``--run`` stands for come before the others."""
+    args = parser().parse_args(list(argv))
+    return parser().parse_args([*shlex.split(RUNS[args.run]), *argv]) if args.run else args
 
 
 def setting_of(args: argparse.Namespace) -> Setting:
@@ -100,6 +140,8 @@ def setting_of(args: argparse.Namespace) -> Setting:
             raise ValueError(
                 f"--item: expected PART=PATTERN with a part among {', '.join(PARTS)}, got {pair!r}"
             )
+    for call in args.profile:
+        profile.entry_of(call)  # raises for one that there is not
     dry = args.dry_run
     try:
         batches = tuple(int(b) for b in (args.batch or ("1,2" if dry else "1,8,32")).split(","))
@@ -111,7 +153,7 @@ def setting_of(args: argparse.Namespace) -> Setting:
         )
     common: dict[str, Any] = {"dry": dry, "batches": batches, "op": args.op, "case": args.case}
     common |= {"model": args.model, "limit": args.limit, "items": args.items, "out": str(args.out.resolve())}
-    common |= {"tests": args.tests or "tests", "wanted": wanted}
+    common |= {"tests": args.tests or "tests", "wanted": wanted, "profile": tuple(args.profile)}
     if not dry:
         return Setting(rounds=args.rounds or 21, **common)
     # Small enough for an interpreter and an emulator.

@@ -22,6 +22,9 @@ from slowfast_kernels.bench.harness import Setting
 #: Parts whose items may take all of the part's time.
 UNDIVIDED = ("correctness", "compile")
 
+#: Parts that measure no tiles, whatever SLOWFAST_AUTOTUNE says: their shapes are many and small, or seconds count.
+UNTUNED = ("smoke", "correctness")
+
 #: A part may finish the item it is at for so long before it is stopped.
 GRACE = 20.0
 
@@ -145,6 +148,8 @@ class _Worker:
         given = [name, setting_to(self._setting), str(self._events), f"{self._seconds:.1f}"]
         command = [*boss.worker, *given, *boss.part.done, *boss.part.failed]
         environment = {**os.environ, STARTED: str(time.time())}
+        if name in UNTUNED:
+            environment["SLOWFAST_AUTOTUNE"] = "0"
         with (boss.out / "log.txt").open("a") as log:
             log.write(f"\n==== {name} {time.strftime('%H:%M:%S')}\n")
             log.flush()

@@ -19,7 +19,7 @@ from slowfast_kernels import _extension, _selftest, backends, freeze
 from slowfast_kernels.bench import cudnn_forms, peers, plain, registry
 from slowfast_kernels.bench.compare import Builder, compare, limit_of
 from slowfast_kernels.bench.gpu import kernels, profile
-from slowfast_kernels.bench.gpu.items import Item
+from slowfast_kernels.bench.gpu.items import Item, check
 from slowfast_kernels.bench.gpu.machine import GpuMachine
 from slowfast_kernels.bench.gpu.network import how
 from slowfast_kernels.bench.gpu.single import calls_of, exact_of, own, reference_of
@@ -69,11 +69,6 @@ def items(machine: GpuMachine) -> list[Item]:
         Item("products", lambda: _products(machine)),
         Item("read", lambda: _read(machine)),
     ]
-
-
-def check(name: str, status: str, text: str = "", ours: bool = True, **more: Any) -> Record:
-    """The record of a check. ours: whether a red one is a failure of this library."""
-    return {"check": name, "status": status, "ours": ours, "text": text, **more}
 
 
 def _real(machine: GpuMachine, op: str) -> list[Case]:

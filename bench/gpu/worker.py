@@ -19,7 +19,7 @@ from typing import Any
 
 from slowfast_kernels.bench import registry
 from slowfast_kernels.bench.compare import DeviceLost
-from slowfast_kernels.bench.gpu import ceilings, correctness, network, single, smoke
+from slowfast_kernels.bench.gpu import ceilings, correctness, network, profile, single, smoke
 from slowfast_kernels.bench.gpu.items import Item, shared
 from slowfast_kernels.bench.gpu.machine import GpuMachine, machine_for
 from slowfast_kernels.bench.harness import Setting, first_line
@@ -43,13 +43,14 @@ PARTS: dict[str, Callable[[GpuMachine], list[Item]]] = {
     "correctness": correctness.items,
     "compile": network.compile_items,
     "ops": single.items,
+    "profile": profile.items,
 }
 
 
 def setting_from(text: str) -> Setting:
     """A setting from its JSON form."""
     values = json.loads(text)
-    return Setting(**{**values, "batches": tuple(values["batches"]), "share": tuple(values["share"])})
+    return Setting(**values | {name: tuple(values[name]) for name in ("batches", "share", "profile")})
 
 
 def setting_to(setting: Setting) -> str:

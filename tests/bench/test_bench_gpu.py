@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import time
 import types
 from dataclasses import replace
@@ -35,6 +36,7 @@ from slowfast_kernels.bench.gpu import (
     correctness,
     kernels,
     network,
+    options,
     profile,
     single,
     smoke,
@@ -43,7 +45,7 @@ from slowfast_kernels.bench.gpu import (
 from slowfast_kernels.bench.gpu import machine as machine_module
 from slowfast_kernels.bench.gpu import parts as parts_module
 from slowfast_kernels.bench.gpu.document import Writer, document_of, failures, merged
-from slowfast_kernels.bench.gpu.items import Item, shared
+from slowfast_kernels.bench.gpu.items import Item, check, shared
 from slowfast_kernels.bench.gpu.machine import CudaMachine, DryMachine, moved
 from slowfast_kernels.bench.gpu.page import COMPARED, draw, missing_lines, roofline_points
 from slowfast_kernels.bench.gpu.page import DRY as DRY_TITLE
@@ -86,60 +88,120 @@ def dry():
 # --- the script --------------------------------------------------------------------------------------------
 
 
+#: The commands of a first contact, cut short: the first item of every part (of the network another one each, of
+#: correctness a quick op), and the part that none of them has.
+RUNS = {
+    1: [],
+    2: ["--item", "network=laterals*", "--op", "pack_pathways,conv_bn_act3d", "--only", "ops"],
+    3: ["--item", "network=fast stem*", "--item", "profile=pack*"],
+}
+
+
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """A dry run of the first item of every part that measures, without PYTHONPATH or an installed package."""
-    out = tmp_path_factory.mktemp("gpu")
-    done = run_script(out, "--dry-run", "--skip", "correctness", "--items", "1", "--batch", "1")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return out, done, json.loads((out / "gpu.json").read_text())
+    """Dry runs of the three, without PYTHONPATH or an installed package: run -> (OUT, process, document)."""
+    found = {}
+    for run, more in RUNS.items():
+        out = tmp_path_factory.mktemp(f"gpu{run}")
+        done = run_script(out, "--run", run, "--dry-run", "--items", "1", "--batch", "1", *more)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found[run] = out, done, json.loads((out / "gpu.json").read_text())
+    return found
 
 
-def test_every_part_runs_in_a_dry_run(measured):
-    _, _, document = measured
-    wanted = [part for part in worker.PARTS if part != "correctness"]
-    assert list(document["parts"]) == wanted
-    for name, part in document["parts"].items():
-        assert part["status"] == "done" and len(part["done"]) == 1 and not part["failed"], name
-    compared = document["compared"]
+def parts_of(measured):
+    return [(run, *one) for run, (_, _, document) in measured.items() for one in document["parts"].items()]
+
+
+def test_the_runs_of_a_first_contact_go_through_every_part(measured):
+    assert {name for _, name, _ in parts_of(measured)} == set(worker.PARTS)
+    for run, name, part in parts_of(measured):
+        # profiled are several calls, by name
+        count = len(options.parsed(["--run", "3"]).profile) if name == "profile" else 1
+        assert part["status"] == "done" and len(part["done"]) == min(count, 1), (run, name)
+        assert not part["failed"], (run, name)
+    compared = [r for _, _, document in measured.values() for r in document["compared"]]
     assert {r["part"] for r in compared} == set(COMPARED) - {"smoke"}  # whose first item compares nothing
-    assert [r["status"] for r in document["parts"]["smoke"]["records"]] in (["ok", "ok"], ["missing"])
     for record in compared:
         assert {r["who"] for r in record["rows"] if not r["ours"]}, record["what"]
         assert any(r["ours"] and r["green"] for r in record["rows"]), record["what"]
         assert all(r["median_s"] > 0 for r in record["rows"])
+    statuses = {
+        n: [r["status"] for r in p["records"]] for _, n, p in parts_of(measured) if n in ("smoke", "profile")
+    }
+    assert statuses["smoke"] in (["ok", "ok"], ["missing"]) and statuses["profile"] == ["missing"]
+
+
+def test_a_run_of_a_first_contact_fits_into_ten_minutes():
+    for run, words in options.RUNS.items():
+        args = options.parsed(["--run", str(run)])
+        setting, seconds = options.setting_of(args), options.seconds_of(args.seconds)
+        assert args.minutes <= 9.5 and 60 * args.minutes >= sum(seconds[name] for name in args.only), words
+        assert set(setting.wanted) <= set(args.only)
+        for name, pattern in setting.wanted.items():
+            machine = types.SimpleNamespace(setting=setting, dry=False)
+            keys = [item.key for item in worker.PARTS[name](machine)]
+            assert all(any(registry.matches(key, one) for key in keys) for one in pattern.split(",")), pattern
+        assert args.batch and options.parsed(["--run", str(run), "--batch", "2"]).batch == "2"
+    default = [seconds for name, (seconds, _) in options.BUDGETS.items() if name != "profile"]
+    assert sum(default) <= 60 * options.parsed([]).minutes
 
 
 def test_interpreted_kernels_are_among_the_contenders(measured):
     reason = backends.unavailable("triton") if backends.simulated("triton") else None
     if reason:
         pytest.skip(reason)
-    _, _, document = measured
-    ran = {r["part"] for r in document["compared"] for row in r["rows"] if row["who"] == "triton"}
-    assert ran == {"pack", "roi", "ops"}  # the network's first item is the model as users have it
+    compared = [r for _, _, document in measured.values() for r in document["compared"]]
+    assert {r["part"] for r in compared for row in r["rows"] if row["who"] == "triton"} == {
+        "network",
+        "pack",
+        "roi",
+        "ops",
+    }
 
 
 def test_a_dry_run_cannot_be_mistaken(measured):
-    out, done, document = measured
-    page = (out / "gpu.md").read_text()
-    assert document["dry_run"] is True and document["note"] == DRY_TITLE
-    assert DRY_TITLE in page and DRY_TITLE in done.stdout and "Dry run" in page.splitlines()[0]
-    assert {row["verdict"] for row in document["targets"]} == {"dry run"}
-    assert document["environment"]["revision"]
+    for out, done, document in measured.values():
+        page = (out / "gpu.md").read_text()
+        assert document["dry_run"] is True and document["note"] == DRY_TITLE
+        assert DRY_TITLE in page and DRY_TITLE in done.stdout and "Dry run" in page.splitlines()[0]
+        assert {row["verdict"] for row in document["targets"]} == {"dry run"}
+        assert document["environment"]["revision"]
 
 
 def test_the_page_has_the_targets_and_every_table(measured):
-    out, _, document = measured
-    page = (out / "gpu.md").read_text()
-    table = [line for line in page.splitlines() if line.startswith("| ")]
-    assert len(table) == 1 + len(document["targets"]) == 13
-    assert {line.count("|") for line in table} == {10}
-    for title in ("Targets", "Checks", "Ceilings", "The network and its parts", "pack_pathways", "roi_head_pool",
-                  "Single ops", "torch.compile", "What was run"):  # fmt: skip
-        assert f"## {title}\n" in page
-    assert "torchvision" in page  # there or missing: said either way
+    pages = [(out / "gpu.md").read_text() for out, _, _ in measured.values()]
+    for page in pages:
+        table = [line for line in page.splitlines() if line.startswith("| ")]
+        assert len(table) == 13 and {line.count("|") for line in table} == {10}
+        assert "## Targets\n" in page and "## What was run\n" in page
+    for title in ("Checks", "Ceilings", "Correctness", "The network and its parts", "pack_pathways", "roi_head_pool",
+                  "Single ops", "torch.compile"):  # fmt: skip
+        assert any(f"## {title}\n" in page for page in pages), title
+    assert "torchvision" in pages[1]  # there or missing: said either way
     pytest.importorskip("matplotlib")
-    assert (out / "speedups.png").stat().st_size > 1000
+    assert all((out / "speedups.png").stat().st_size > 1000 for out, _, _ in measured.values())
+
+
+def test_one_file_brings_everything_home(measured, tmp_path):
+    """Whatever is in OUT, and the tiles that were measured."""
+    for out, done, _ in measured.values():
+        with tarfile.open(out / command.ARCHIVE) as archive:
+            names = set(archive.getnames())
+        assert names == {p.name for p in out.iterdir()} - {command.ARCHIVE} and command.ARCHIVE in done.stdout
+    out, cache = tmp_path / "out", tmp_path / "tiles"
+    (cache / "plans").mkdir(parents=True)
+    (cache / "plans" / "gpu.json").write_text("{}")
+    out.mkdir()
+    (out / "gpu.md").write_text("page")
+    for folder, kept in ((cache, "cache/plans/gpu.json"), (out / "own", "own/gpu.json")):
+        if not folder.exists():
+            (cache / "plans").rename(folder)
+        command.archive(out, folder)
+        with tarfile.open(out / command.ARCHIVE) as archive:
+            names = archive.getnames()
+        assert "gpu.md" in names and kept in names and command.ARCHIVE not in names
+        assert len(names) == len(set(names))  # a cache in OUT is packed once
 
 
 def test_correctness_part_with_a_sanitizer_and_pytest(tmp_path):
@@ -188,6 +250,7 @@ def test_help_teaches():
         (["--dry-run", "--only", "nothing"], "expected a part among"),
         (["--dry-run", "--batch", "0"], "--batch: expected"),
         (["--dry-run", "--seconds", "ops"], "--seconds: expected PART=N"),
+        (["--dry-run", "--profile", "stem3d/nothing"], "case: expected a name"),
         (["--dry-run", "--item", "model b8"], "--item: expected PART=PATTERN"),
         (["--dry-run", "--save"], "a dry run measures nothing"),
         ([str(store.RESULTS / "x"), "--dry-run"], "does not write under"),
@@ -329,7 +392,7 @@ def test_what_somebody_elses_call_does_is_told(dry):
 
 
 def test_a_red_check_of_ours_fails_the_run():
-    red = [smoke.check("theirs", "red", "NaN", ours=False), smoke.check("ours", "red", "another sum")]
+    red = [check("theirs", "red", "NaN", ours=False), check("ours", "red", "another sum")]
     document, rows = document_of(STAMP, DRY, {"smoke": Part(status="done", records=red)}, "test")
     assert failures(document) == ["smoke, ours: another sum"]
     assert "- theirs: RED; NaN" in render(document, rows)
@@ -436,6 +499,16 @@ def test_what_is_made_is_told_before_the_rest(dry):
     assert "w, b1 fp32 (so far)" in render(document, rows)
     whole = compare.compare(dry, builders, x, x, dtype="fp32", what="w", batch=1, flops=0, bytes=12)
     assert len(whole["rows"]) == 4 and "partial" not in whole
+
+
+def test_checks_measure_no_tiles(tmp_path, monkeypatch):
+    """SLOWFAST_AUTOTUNE is for the parts that measure."""
+    monkeypatch.setenv("SLOWFAST_AUTOTUNE", "1")
+    seen = stand_in(tmp_path, "tell('record', key=key, record={'name': os.environ['SLOWFAST_AUTOTUNE'], "
+                              "'value': 1.0, 'unit': ''})")  # fmt: skip
+    for name, value in (("smoke", "0"), ("correctness", "0"), ("network", "1")):
+        part = Supervisor(name, DRY, 3600, tmp_path, lambda text: None, seen).run()
+        assert part.records[1]["name"] == value
 
 
 def test_a_killed_item_leaves_what_it_told(tmp_path):
@@ -971,6 +1044,34 @@ def test_profile_option(capsys):
     line = next(x for x in out.splitlines() if x.startswith("ncu "))
     assert "--nvtx-include 'slowfast::lateral_fusion lateral.3/'" in line and "--clock-control none" in line
     assert line.endswith(" ".join(["slowfast-kernels bench", *words]))
+
+
+@pytest.mark.parametrize(
+    ("status", "kept", "words"),
+    [(0, True, "ncu-stem3d-stem-slow-bf16.txt"), (0, False, "ncu kept nothing"), (7, False, "ended with 7: no perm")],
+)  # fmt: skip
+def test_a_call_under_a_stand_in_for_ncu(status, kept, words, dry, tmp_path, monkeypatch):
+    """The tool makes the call in its range and keeps what it is told to; its details come as text."""
+    tool = tmp_path / "ncu"
+    tool.write_text(
+        "#!/bin/bash\n"
+        f'echo "$@" >>{tmp_path}/words\n'
+        '[ "$1" = --import ] && { echo "details of $2"; exit; }\n'
+        'while [ "$1" != -o ]; do shift; done; report=$2; shift 2\n'
+        f'[ {status} = 0 ] && "$@" || {{ echo no permission; exit {status}; }}\n'
+        + (f'touch "$report.ncu-rep"; exit {status}\n' if kept else "")
+    )
+    tool.chmod(0o755)
+    monkeypatch.setattr(profile, "tool", lambda name: str(tool))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    dry.setting = replace(DRY, profile=("stem3d/stem.slow",), out=str(tmp_path))
+    (item,) = profile.items(dry)
+    (found,) = item.run()
+    assert found["status"] == ("ok" if kept else "missing") and words in found["text"]
+    given = (tmp_path / "words").read_text()
+    assert "--nvtx-include slowfast::stem3d stem.slow/ --set full --clock-control none" in given
+    if kept:
+        assert "details of" in (tmp_path / "ncu-stem3d-stem-slow-bf16.txt").read_text()
 
 
 def test_profile_runs_all_calls_of_an_op(monkeypatch, capsys):
