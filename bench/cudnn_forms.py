@@ -2,8 +2,10 @@
 
 views_2d    every convolution and pool that allows it as a 2-D one on a free view of the memory: 1xkxk on
             [N*T, C, H, W], kx1x1 on [N, C, T, H*W]. cuDNN's best engines are 2-D.
-fused       batch norms folded, the same views, ``cudnn_convolution_relu`` and ``cudnn_convolution_add_relu``
-            wherever they beat the convolution followed by the rest, which the first call times.
+fused       batch norms folded, the same views; of every layer the fastest of ``cudnn_convolution_relu`` or
+            ``cudnn_convolution_add_relu``, the 2-D convolution followed by the rest, and the 3-D one likewise, which
+            the first call times.
+streams     a fused network with its Fast pathway on a stream of its own.
 
 Modules come from ``bench.plain``. Where there is no cuDNN the fused form computes the same with separate layers, so
 that it can be checked anywhere.
@@ -11,9 +13,10 @@ that it can be checked anywhere.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -45,6 +48,7 @@ class View:
         self.kind: str | None = None
         self.weight = conv.weight
         self.stride, self.padding, self.dilation = tuple(stride), tuple(padding), tuple(dilation)
+        self.volume = self.stride, self.padding, self.dilation  # of the 3-D convolution
         if kernel[0] == 1 and stride[0] == 1 and padding[0] == 0:
             self.kind = "space"
             self.weight = nn.Parameter(conv.weight.detach()[:, :, 0], requires_grad=False)
@@ -96,7 +100,7 @@ class ViewPool(nn.Module):
 def views_2d(module: nn.Module) -> nn.Module:
     """A copy of the module with its convolutions and pools through 2-D views."""
     if isinstance(module, nn.Conv3d):
-        return ViewConv(copy.deepcopy(module), relu=False)
+        return ViewConv(copy.deepcopy(module), relu=False, how=PARTS)
     if isinstance(module, nn.MaxPool3d):
         return ViewPool(module.kernel_size, module.stride, module.padding)
     module = copy.deepcopy(module)
@@ -108,48 +112,63 @@ def views_2d(module: nn.Module) -> nn.Module:
 # --- folded, with cuDNN's fused epilogues --------------------------------------------------------------------
 
 
+#: How a layer is computed: one call of cuDNN, or a convolution on the view or in three dimensions, and then the rest.
+WHOLE, PARTS, VOLUME = "whole", "parts", "volume"
+
+
 def _conv(
-    x: Tensor, weight: Tensor, bias: Tensor | None, v: View, z: Tensor | None, relu: bool, whole: bool
+    x: Tensor, weight: Tensor, bias: Tensor | None, v: View, z: Tensor | None, relu: bool, how: str
 ) -> Tensor:
-    """Convolution, bias, plus z, ReLU; as one cuDNN call if ``whole``."""
-    if whole:
-        settings = (v.stride, v.padding, v.dilation, 1)
-        if z is None:
-            return torch.cudnn_convolution_relu(x, weight, bias, *settings)
-        return torch.cudnn_convolution_add_relu(x, weight, z, 1.0, bias, *settings)
-    convolve: Callable[..., Tensor] = F.conv3d if v.kind is None else F.conv2d
-    y = convolve(x, weight, bias, v.stride, v.padding, v.dilation)
+    """Convolution, bias, plus z, ReLU, of and to [N, C, T, H, W]."""
+    if how == VOLUME:
+        weight = weight if v.kind is None else weight.unsqueeze(2 if v.kind == "space" else 4)
+        y = F.conv3d(x, weight, bias, *v.volume)
+    else:
+        flat, settings = v.enter(x), (v.stride, v.padding, v.dilation, 1)
+        if how == WHOLE and z is None:
+            return v.leave(torch.cudnn_convolution_relu(flat, weight, bias, *settings), x)
+        if how == WHOLE and z is not None:
+            return v.leave(
+                torch.cudnn_convolution_add_relu(flat, weight, v.enter(z), 1.0, bias, *settings), x
+            )
+        convolve: Callable[..., Tensor] = F.conv3d if v.kind is None else F.conv2d
+        y = v.leave(convolve(flat, weight, bias, *settings[:3]), x)
     y = y if z is None else y + z
     return F.relu(y, inplace=True) if relu else y
 
 
 class ViewConv(nn.Module):
-    """A convolution through a `View`, with its ReLU and what is added before that: in one cuDNN call where that is
-    faster."""
+    """A convolution through a `View`, with its ReLU and what is added before that.
 
-    def __init__(self, conv: nn.Module, relu: bool) -> None:
+    how: the way it is computed; where it is not given the first call on a GPU finds the fastest.
+    """
+
+    def __init__(self, conv: nn.Module, relu: bool, how: str | None = None) -> None:
         super().__init__()
         if not isinstance(conv, nn.Conv3d):
             raise TypeError(f"fused: expected a folded Conv3d, got {type(conv).__name__}")
         self.view, self.relu = View(conv), relu
         self.weight, self.bias = self.view.weight, conv.bias
-        self.whole: bool | None = None  # whether one call of cuDNN is used; found out by the first one
+        self.how = how
 
     def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
-        v = self.view
-        added = None if z is None else v.enter(z)
-        call = functools.partial(_conv, v.enter(x), self.weight, self.bias, v, added, self.relu)
-        if self.whole is None:
-            self.whole = x.is_cuda and self.relu and _whole_is_faster(call)
-        return v.leave(call(self.whole), x)
+        call = functools.partial(_conv, x, self.weight, self.bias, self.view, z, self.relu)
+        if self.how is None:
+            self.how = (
+                _fastest(call, (WHOLE, PARTS, VOLUME) if self.relu else (PARTS, VOLUME))
+                if x.is_cuda
+                else PARTS
+            )
+        return call(self.how)
 
 
-def _whole_is_faster(call: Callable[[bool], Any]) -> bool:
-    try:
-        whole, parts = (autotune.time_call(functools.partial(call, how), 5) for how in (True, False))
-    except RuntimeError:  # no such engine: 3-D kernels, odd channel counts
-        return False
-    return whole <= parts
+def _fastest(call: Callable[[str], Any], ways: Sequence[str]) -> str:
+    seconds = {}
+    for how in ways:
+        # no such engine: 3-D kernels, odd channel counts
+        with contextlib.suppress(RuntimeError):
+            seconds[how] = autotune.time_call(functools.partial(call, how), 5)
+    return min(seconds, key=lambda how: seconds[how], default=PARTS)
 
 
 class FusedBlock(nn.Module):
@@ -197,3 +216,65 @@ def fused(module: nn.Module) -> nn.Module:
     for name, child in module.named_children():
         setattr(module, name, fused(child))
     return module
+
+
+# --- two streams ---------------------------------------------------------------------------------------------
+
+
+class TwoStreams(nn.Module):
+    """A network with its Fast pathway on a stream of its own, which every lateral connection waits for; without
+    streams, one after the other.
+    """
+
+    def __init__(self, net: plain.SlowFast) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, slow: Tensor, fast: Tensor) -> Tensor:
+        net, side = self.net, _Side(slow.device)
+        # All of them are kept until the end: what one stream lets go of, the other may still read.
+        maps = [fast]
+        with side.work():
+            for layer in (net.stems[1], *net.fast_stages):
+                maps.append(layer(maps[-1]))
+                side.mark()
+        slow = net.stems[0](slow)
+        for i, (lateral, stage) in enumerate(zip(net.laterals, net.slow_stages, strict=True)):
+            side.wait(i)
+            slow = stage(lateral(slow, maps[i + 1]))
+        side.wait(-1)
+        return net.head(slow, maps[-1])
+
+
+class _Side:
+    """A stream beside the current one, in step with what was started there before; on a CPU nothing."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.main = torch.cuda.current_stream(device) if device.type == "cuda" else None
+        self.marks: list[Any] = []
+
+    @contextlib.contextmanager
+    def work(self) -> Iterator[None]:
+        """What the block starts runs beside."""
+        if self.main is None:
+            yield
+            return
+        side = _side_stream(self.main.device)
+        side.wait_stream(self.main)
+        with torch.cuda.stream(side):
+            yield
+
+    def mark(self) -> None:
+        """A place to wait for."""
+        if self.main is not None:
+            self.marks.append(torch.cuda.current_stream(self.main.device).record_event())
+
+    def wait(self, place: int) -> None:
+        """The current stream waits for one."""
+        if self.main is not None:
+            self.main.wait_event(self.marks[place])
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> Any:
+    return torch.cuda.Stream(device)

@@ -10,12 +10,13 @@ raises `Unavailable` when it is built, with the reason.
 
 import contextlib
 import copy
+import functools
 import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,36 @@ from slowfast_kernels.bench.harness import first_line
 Run = Callable[[], Any]
 
 #: A GPU's peers.
-EAGER, VIEWS, FUSED = "eager_cl3d", "views_2d", "fused_cudnn"
+EAGER, VIEWS, FUSED, STREAMS = "eager_cl3d", "views_2d", "fused_cudnn", "fused_streams"
 
-#: torch.compile's modes by the GPU peer's name. CUDA graphs are captured by the harness for each: the mode
-#: "max-autotune" is the same code captured by Inductor, at the price of compiling it all again.
-MODES = {"compile": "default", "compile_autotune": "max-autotune-no-cudagraphs"}
+
+@dataclass(frozen=True)
+class Mode:
+    """How torch.compile is used. views: on the module's `views_2d` form. patch: settings of Inductor."""
+
+    mode: str = "default"
+    views: bool = False
+    patch: Mapping[str, Any] = field(default_factory=dict)
+
+    def compiled(
+        self, module: nn.Module, inputs: Sequence[Tensor], backend: str = "inductor"
+    ) -> Callable[..., Any]:
+        """The folded module compiled; another backend generates no code."""
+        from slowfast_kernels.bench import cudnn_forms
+
+        form = cudnn_forms.views_2d(module) if self.views else module
+        how: dict[str, Any] = {"mode": self.mode} if backend == "inductor" else {"backend": backend}
+        return compiled(form, inputs, patch=self.patch, **how)
+
+
+#: torch.compile by the GPU peer's name. CUDA graphs are captured by the harness for each: the mode "max-autotune" is
+#: the same code captured by Inductor, at the price of compiling it all again.
+MODES = {
+    "compile": Mode(),
+    # 1x1x1 convolutions as products of matrices, with what follows them fused
+    "compile_views": Mode(views=True, patch={"conv_1x1_as_mm": True}),
+    "compile_autotune": Mode("max-autotune-no-cudagraphs"),
+}
 
 #: Ops whose torch form needs an operator of torchvision.
 ROI_OPS = ("roi_align3d", "roi_head_pool")
@@ -130,12 +156,17 @@ def _compiled(module: nn.Module, inputs: Sequence[Tensor], dtype: str, threads: 
 
 
 def compiled(
-    module: nn.Module, inputs: Sequence[Tensor], freezing: bool = False, **how: Any
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    freezing: bool = False,
+    patch: Mapping[str, Any] | None = None,
+    **how: Any,
 ) -> Callable[..., Any]:
     """The module through torch.compile, called with tensors; raises Unavailable.
 
-    freezing: fold batch norms and lay the weights out once. how: options of torch.compile.
+    freezing: fold batch norms and lay the weights out once. patch: settings of Inductor. how: options of torch.compile.
     """
+    settings = {**(patch or {}), **({"freezing": True} if freezing else {})}
     torch._dynamo.reset()
     made = torch.compile(module, dynamic=False, **how)
 
@@ -145,10 +176,10 @@ def compiled(
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(_quiet())
-        if freezing:  # read when the first call compiles
+        if settings:  # read when the first call compiles
             import torch._inductor.config as inductor
 
-            stack.enter_context(inductor.patch(freezing=True))
+            stack.enter_context(inductor.patch(settings))
         try:
             for _ in range(2):
                 call(*inputs)
@@ -277,14 +308,20 @@ def _quiet() -> Iterator[None]:
 
 
 def gpu_forms(plain: nn.Module, folded: nn.Module) -> dict[str, Callable[[], nn.Module]]:
-    """Peers of a module by name, built on demand: ``plain`` has its batch norms, ``folded`` has not."""
+    """Peers of a module by name, the strongest last, built on demand: ``plain`` has its batch norms, ``folded`` has
+    not."""
     from slowfast_kernels.bench import cudnn_forms
+    from slowfast_kernels.bench.plain import SlowFast
 
-    return {
+    fused = functools.cache(lambda: cudnn_forms.fused(folded))  # what it finds out serves both
+    forms: dict[str, Callable[[], nn.Module]] = {
         EAGER: lambda: plain,
         VIEWS: lambda: cudnn_forms.views_2d(plain),
-        FUSED: lambda: cudnn_forms.fused(folded),
+        FUSED: fused,
     }
+    if isinstance(folded, SlowFast):
+        forms[STREAMS] = lambda: cudnn_forms.TwoStreams(fused())  # type: ignore[arg-type]
+    return forms
 
 
 # --- the clips -----------------------------------------------------------------------------------------------

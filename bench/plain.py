@@ -117,6 +117,10 @@ class SlowFast(nn.Module):
             self.laterals, self.slow_stages, self.fast_stages, strict=True
         ):
             slow, fast = slow_stage(lateral(slow, fast)), fast_stage(fast)
+        return self.head(slow, fast)
+
+    def head(self, slow: Tensor, fast: Tensor) -> Tensor:
+        """Logits from the last stage's maps."""
         pooled = [self._pool(slow), self._pool(fast)]
         if self.swapped:
             pooled.reverse()

@@ -139,8 +139,10 @@ def _measure(machine: GpuMachine, name: str, batch: int, dtype: str) -> Iterator
     return _measure_part(machine, name, batch, dtype)
 
 
-def _measure_part(machine: GpuMachine, name: str, batch: int, dtype: str) -> Iterator[dict[str, Any]]:
-    """Its record, after partial ones."""
+def _measure_part(
+    machine: GpuMachine, name: str, batch: int, dtype: str, modes: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """Its record, after partial ones. modes: of torch.compile, beside the frozen form alone."""
     kind = DTYPES[dtype]
     with machine.unmeasured():
         modules, first = _part(machine, name, batch, 1)
@@ -154,18 +156,25 @@ def _measure_part(machine: GpuMachine, name: str, batch: int, dtype: str) -> Ite
     del wide
     builders: dict[str, Builder] = {
         who: functools.partial(_planned, machine, who, modules, inputs, kind)
-        for who in (FROZEN, *PROVIDERS[1:])
+        for who in (FROZEN, *(() if modes else PROVIDERS[1:]))
     }
 
-    def build(who: str, forms: Sequence[Callable[[], nn.Module]]) -> Contender:
+    def build(who: str, forms: Sequence[Callable[[], Any]]) -> Contender:
         nets = [form() for form in forms]
         return Contender(who, [modules_run(nets, one) for one in inputs])
 
     def place(fold: bool, dtype: torch.dtype) -> list[nn.Module]:
         return [peers.placed(plain(m, fold), machine.device, dtype) for m in modules]
 
-    eager = place(False, kind)
-    forms = [peers.gpu_forms(p, f) for p, f in zip(eager, place(True, kind), strict=True)]
+    eager, folded = place(False, kind), place(True, kind)
+    forms: list[dict[str, Callable[[], Any]]]
+    if modes:
+        forms = [
+            {mode: functools.partial(peers.MODES[mode].compiled, f, x, _backend(machine)) for mode in modes}
+            for f, x in zip(folded, inputs[0], strict=True)
+        ]
+    else:
+        forms = [peers.gpu_forms(p, f) for p, f in zip(eager, folded, strict=True)]
     for who in reversed(forms[0]):  # the strongest first
         builders[who] = functools.partial(build, who, [form[who] for form in forms])
     with torch.inference_mode(), machine.arithmetic("fp32"), machine.unmeasured():
@@ -206,15 +215,36 @@ def _sizes(machine: GpuMachine) -> list[tuple[int, str]]:
 
 
 def compile_items(machine: GpuMachine) -> list[Item]:
-    """torch.compile of the whole model, each mode with ours and eager in one run: plainly at every batch first, then
-    "max-autotune", which takes minutes to compile."""
-    return [
-        Item(f"{mode} b{b} {d}", functools.partial(_measure_model, machine, b, d, (mode,)))
-        for dtypes in (("bf16",), ("tf32", "fp32"))
-        for mode in peers.MODES
-        for b, d in _sizes(machine)
-        if d in dtypes
+    """torch.compile, with ours in the same run: of the whole model in the ways that compile in a minute, of the Slow
+    pathway's stages, and last "max-autotune", which takes minutes."""
+    quick, slow = [m for m in peers.MODES if m != "compile_autotune"], ["compile_autotune"]
+
+    def models(modes: Sequence[str], *dtypes: str) -> list[Item]:
+        return [
+            Item(f"{mode} b{b} {d}", functools.partial(_measure_model, machine, b, d, (mode,)))
+            for b, d in _sizes(machine)
+            for mode in modes
+            if d in dtypes
+        ]
+
+    parts = [
+        Item(
+            f"{VIEWED} {name} b{b} bf16",
+            functools.partial(_measure_part, machine, name, b, "bf16", (VIEWED,)),
+        )
+        for name in ("slow res2", *DEEP)
+        for b in (machine.setting.middle,)
     ]
+    return [*models(quick, "bf16"), *parts, *models(slow, "bf16"), *models([*quick, *slow], "tf32", "fp32")]
+
+
+#: The mode that stages of the network are compiled in as well.
+VIEWED = "compile_views"
+
+
+def _backend(machine: GpuMachine) -> str:
+    """A dry run compiles with the backend "eager", which traces and generates no code."""
+    return "eager" if machine.dry else "inductor"
 
 
 def _measure_model(
@@ -256,9 +286,9 @@ def _measure_model(
 
     makers: dict[str, Callable[[], Callable[..., Any]]] = {}
     for mode in modes:
-        # A dry run compiles with the "eager" backend, which traces and generates no code.
-        options: dict[str, Any] = {"backend": "eager"} if machine.dry else {"mode": peers.MODES[mode]}
-        makers[mode] = _once(functools.partial(peers.compiled, folded, sets[0], **options))
+        makers[mode] = _once(
+            functools.partial(peers.MODES[mode].compiled, folded, sets[0], _backend(machine))
+        )
     forms = peers.gpu_forms(trained, folded)
     makers |= {who: forms[who] for who in ((peers.EAGER,) if modes else reversed(forms))}
     # Ours, then the strongest: an item whose time is over leaves out the last. Eager PyTorch as it is called has a

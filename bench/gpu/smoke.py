@@ -240,15 +240,14 @@ def _convolution(machine: GpuMachine, case: Case) -> Iterator[Record]:
     module = peers.placed(made[0][0], machine.device, torch.bfloat16)
     inputs = [peers.channels_last(one[1]) for one in made if one is not None]
 
-    def cudnn(name: str, whole: bool) -> Contender:
-        net = cudnn_forms.ViewConv(module.conv, module.relu)  # type: ignore[arg-type]
-        net.whole = whole
+    def cudnn(name: str, how: str) -> Contender:
+        net = cudnn_forms.ViewConv(module.conv, module.relu, how)  # type: ignore[arg-type]
         return Contender(name, [peers.module_run(net, x) for x in inputs])
 
     builders: dict[str, Builder] = {"triton": functools.partial(own, entry, "triton", sets)}
-    builders["conv2d"] = functools.partial(cudnn, "conv2d", False)
+    builders["conv2d"] = functools.partial(cudnn, "conv2d", cudnn_forms.PARTS)
     if module.relu:
-        builders["cudnn_fused"] = functools.partial(cudnn, "cudnn_fused", True)
+        builders["cudnn_fused"] = functools.partial(cudnn, "cudnn_fused", cudnn_forms.WHOLE)
     call = call_of(entry.op, *sets[0])
     assert call is not None
     if _wide_a(call[2], len(inputs[0])):

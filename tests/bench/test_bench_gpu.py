@@ -704,9 +704,96 @@ def test_peers_compute_the_network(subject):
 def test_compiled_peer_computes_the_network(name, subject):
     stage = plain.plain(subject.model.res2["fast"], True)
     x = torch.randn(1, 8, 8, 7, 6)
-    call = peers.compiled(stage, [x], backend="eager")
+    call = peers.MODES[name].compiled(stage, [x], "eager")
     with torch.inference_mode():
         assert relative_l2(call(x), stage(x)) < 1e-5
+
+
+def test_a_compiled_peer_has_its_settings_while_it_compiles():
+    from torch._inductor import config
+
+    seen = []
+
+    def backend(graph, inputs):
+        seen.append(config.conv_1x1_as_mm)
+        return graph.forward
+
+    conv = nn.Conv3d(4, 4, 1)
+    for mode in (peers.Mode(), peers.MODES["compile_views"]):
+        mode.compiled(conv, [torch.randn(1, 4, 2, 3, 3)], backend)
+    assert seen == [False, True] and not config.conv_1x1_as_mm
+
+
+def test_a_stage_is_compiled_beside_the_frozen_one(dry):
+    reason = backends.unavailable("triton")
+    if reason:
+        pytest.skip(reason)
+    (found,) = network._measure_part(dry, "slow res2", 1, "bf16", ("compile_views",))
+    assert [r["who"] for r in found["rows"]] == ["frozen", "compile_views"]
+    assert all(r["green"] for r in found["rows"])
+    keys = [item.key for item in network.compile_items(types.SimpleNamespace(setting=Setting(), dry=False))]
+    assert keys[:4] == [
+        "compile b8 bf16",
+        "compile_views b8 bf16",
+        "compile b1 bf16",
+        "compile_views b1 bf16",
+    ]
+    assert keys[6:10] == [f"compile_views {name} b8 bf16" for name in ("slow res2", *network.DEEP)]
+    assert all("autotune" in key for key in keys[10:13]) and len(set(keys)) == len(keys)
+
+
+def test_two_streams_meet_where_they_have_to(subject, monkeypatch):
+    """Stand-ins for streams: the Fast pathway waits for the inputs, each lateral for its map, the head for the last."""
+    log = []
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def record_event(self):
+            return f"{self.name} {sum(entry.startswith('layer') for entry in log)}"
+
+        def wait_event(self, mark):
+            log.append(f"{self.name} waits for {mark}")
+
+        def wait_stream(self, other):
+            log.append(f"{self.name} waits for {other.name}")
+
+    current = [Stream("main")]
+
+    @contextlib.contextmanager
+    def on(stream):
+        current.append(stream)
+        yield
+        current.pop()
+
+    main, side = current[0], Stream("side")
+    main.device = torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[-1])
+    monkeypatch.setattr(cudnn_forms, "_side_stream", lambda device: side)
+
+    class Known(cudnn_forms._Side):
+        def __init__(self, device):
+            self.main, self.marks = main, []
+
+    monkeypatch.setattr(cudnn_forms, "_Side", Known)
+    twin = plain.SlowFast(subject.model, True)
+    for kind, layers in (("fast", (twin.stems[1], *twin.fast_stages)), ("lateral", twin.laterals)):
+        for i, layer in enumerate(layers):
+            layer.register_forward_hook(
+                lambda *_, name=f"layer {kind} {i}": log.append(f"{name} {current[-1].name}")
+            )
+    with torch.inference_mode():
+        found = cudnn_forms.TwoStreams(twin)(*subject.inputs)
+        beside = list(log)
+        assert torch.equal(found, twin(*subject.inputs))
+    assert beside == [
+        "side waits for main",
+        *(f"layer fast {i} side" for i in range(5)),
+        *(text for i in range(4) for text in (f"main waits for side {i + 1}", f"layer lateral {i} main")),
+        "main waits for side 5",
+    ]
 
 
 @pytest.mark.parametrize("op", ["conv_bn_act3d", "stem3d", "bottleneck3d", "lateral_fusion"])
@@ -737,10 +824,28 @@ def test_views_of_convolutions(kernel, stride, padding, dilation, kind):
     conv = nn.Conv3d(6, 10, kernel, stride, padding, dilation).eval()
     x = torch.randn(2, 6, 8, 9, 7)
     for source in (x, x.contiguous(memory_format=torch.channels_last_3d)):
-        view = cudnn_forms.ViewConv(conv, relu=False)
-        assert view.view.kind == kind
-        with torch.inference_mode():
-            assert relative_l2(view(source), conv(source)) < 1e-5
+        for how in (None, cudnn_forms.PARTS, cudnn_forms.VOLUME):
+            view = cudnn_forms.ViewConv(conv, relu=False, how=how)
+            assert view.view.kind == kind
+            with torch.inference_mode():
+                assert relative_l2(view(source), conv(source)) < 1e-5
+
+
+def test_a_layer_is_computed_the_fastest_way(monkeypatch):
+    """Of those that run at all; the first call finds out."""
+    seconds = {cudnn_forms.PARTS: 2.0, cudnn_forms.VOLUME: 1.0}
+
+    def timed(run, runs):
+        (how,) = run.args
+        if how == cudnn_forms.WHOLE:
+            raise RuntimeError("no engine")
+        return seconds[how]
+
+    monkeypatch.setattr(cudnn_forms.autotune, "time_call", timed)
+    assert cudnn_forms._fastest(lambda how: None, ("whole", "parts", "volume")) == cudnn_forms.VOLUME
+    seconds[cudnn_forms.PARTS] = 0.5
+    assert cudnn_forms._fastest(lambda how: None, ("whole", "parts", "volume")) == cudnn_forms.PARTS
+    assert cudnn_forms._fastest(lambda how: None, ("whole",)) == cudnn_forms.PARTS
 
 
 def test_a_view_is_no_copy():
@@ -875,10 +980,10 @@ def test_eager_as_it_is_called_comes_early(dry, monkeypatch):
 
     monkeypatch.setattr(network, "records", noted)
     (found,) = network._measure_model(dry, 1, "bf16", ())
-    strongest = next(reversed(peers.gpu_forms(None, None)))
-    assert made[:3] == ["frozen", strongest + network.GRAPH, peers.EAGER]
+    strongest = peers.STREAMS + network.GRAPH
+    assert made[:4] == ["frozen", strongest, peers.EAGER, peers.FUSED + network.GRAPH]
     assert [r["who"] for r in found["rows"]] == made[:3] and all(r["green"] for r in found["rows"])
-    assert {r["who"]: r["graph"] for r in found["rows"]}[strongest + network.GRAPH]
+    assert {r["who"]: r["graph"] for r in found["rows"]}[strongest]
 
 
 def test_work_counts_every_layer_once(subject):
@@ -950,7 +1055,7 @@ def test_targets_compare_the_best_green_with_the_best_green():
     assert rows["model 8"].ratio == 1.4 and rows["model 8"].verdict == "missed"
     assert rows["model 8"].peer_who == "fused_cudnn"
     # what was not measured may be the best peer: said beside the verdict
-    assert rows["model 8"].note == "without compile_autotune" and rows["eager"].note == ""
+    assert rows["model 8"].note == "without compile_views, compile_autotune" and rows["eager"].note == ""
     assert rows["eager"].ratio == 4.0 and rows["eager"].verdict == "met"
     assert rows["fast stem"].ratio == 3.5 and rows["fast stem"].ours_who == "triton"
     assert rows["slow stem"].ratio is None and rows["slow stem"].verdict.startswith("parity red")
