@@ -138,8 +138,6 @@ if [ "$dry" = 0 ]; then
     if [ "$build" = never ] || { [ "$build" = auto ] && [ -e "$library" ]; }; then
         if [ -e "$library" ]; then
             echo "CUDA library: $library"
-            newer=$(find "$root"/csrc/{cuda,bindings,common} -newer "$library" -name '*.*' | head -1)
-            [ -z "$newer" ] || echo "  its sources are newer (${newer#"$root"/}): --rebuild builds it again"
         else
             echo "CUDA library: not built (--no-build); the provider 'cuda' is missing"
         fi

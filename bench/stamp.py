@@ -6,6 +6,7 @@ import functools
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,14 +66,13 @@ def stamp_lines(stamp: Mapping[str, Any]) -> list[str]:
 # --- a GPU's ---------------------------------------------------------------------------------------------
 
 
-def _older(library: Path) -> str:
-    """What to say of a library whose sources changed after it was built."""
-    sources = Path(__file__).resolve().parents[1] / "csrc"
-    times = [
-        p.stat().st_mtime for folder in ("cuda", "bindings", "common") for p in (sources / folder).glob("*.*")
-    ]
-    stale = library.exists() and bool(times) and max(times) > library.stat().st_mtime
-    return " (older than its sources)" if stale else ""
+def _other_sources(library: Path) -> str:
+    """What to say of a library that was built from sources other than those beside it. Contents count, not times: a
+    copy of the tree may have any."""
+    folder = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
+    hashes = library.with_name("cuda_sources.json")
+    names = output(sys.executable, str(folder / "resources.py"), "differ", str(hashes), str(folder))
+    return f" (built from other sources: {names}; bench/gpu.sh --rebuild builds it again)" if names else ""
 
 
 def gpu_environment(dry: bool) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def gpu_environment(dry: bool) -> dict[str, Any]:
     nvcc = output("nvcc", "--version") if shutil.which("nvcc") else None
     stamp["nvcc"] = nvcc.splitlines()[-1] if nvcc else None
     library = _extension.LIB_DIR / ("libslowfast_emulated.so" if dry else "libslowfast_cuda.so")
-    stamp["library"] = _extension.cuda_missing() or library.name + _older(library)
+    stamp["library"] = _extension.cuda_missing() or library.name + ("" if dry else _other_sources(library))
     if not dry:
         major, minor = torch.cuda.get_device_capability()
         stamp["capability"] = f"{major}.{minor}"

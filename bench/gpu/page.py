@@ -54,7 +54,8 @@ def title(record: Mapping[str, Any]) -> str:
 
 
 def lines(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """A record as lines of the table, fastest first, the missing ones below with their reasons."""
+    """A record as lines of the table, fastest first, the missing ones below with their reasons. A row may have
+    "predicted" seconds."""
     times = f" x{record['count']}" if record.get("count", 1) > 1 else ""
     partial = " (so far)" if record.get("partial") else ""
     name = f"{record['what']}{times}, b{record['batch']} {record['dtype']}{partial}"

@@ -3,6 +3,7 @@
 resources.py compile COMMAND...          run nvcc; what ptxas reports goes to OBJECT.ptxas instead of the terminal
 resources.py report JSON OBJECT...       gather the reports of the objects: print a table and write JSON
 resources.py sources JSON FOLDER         hash every source file of a folder: what a measured choice of tiles is good for
+resources.py differ JSON FOLDER          names of the files that no longer are what was hashed, or are new, or gone
 
 JSON: a list of {"kernel", "arch", "registers", "stack_bytes", "spill_store_bytes", "spill_load_bytes",
 "shared_bytes" (static), "threads" (a block, at most: its launch bounds), "blocks_per_sm" (at most: dynamic
@@ -128,15 +129,25 @@ def report(path: Path, objects: list[str]) -> None:
         )
 
 
-def sources(path: Path, folder: Path) -> None:
+def hashes(folder: Path) -> dict[str, str]:
     files = sorted(p for p in folder.iterdir() if p.suffix in (".cu", ".cuh", ".h"))
-    hashes = {p.name: hashlib.sha256(p.read_bytes()).hexdigest()[:16] for p in files}
-    path.write_text(json.dumps(hashes, indent=1) + "\n")
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest()[:16] for p in files}
+
+
+def differ(path: Path, folder: Path) -> list[str]:
+    """Contents, not times: a copy of the tree may have any. Nothing is known of a library without a list."""
+    if not path.exists():
+        return []
+    before, now = json.loads(path.read_text()), hashes(folder)
+    return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "compile":
         sys.exit(compile_and_keep(sys.argv[2:]))
     if sys.argv[1] == "sources":
-        sys.exit(sources(Path(sys.argv[2]), Path(sys.argv[3])))
-    report(Path(sys.argv[2]), sys.argv[3:])
+        Path(sys.argv[2]).write_text(json.dumps(hashes(Path(sys.argv[3])), indent=1) + "\n")
+    elif sys.argv[1] == "differ":
+        print(*differ(Path(sys.argv[2]), Path(sys.argv[3])), sep=", ")
+    else:
+        report(Path(sys.argv[2]), sys.argv[3:])

@@ -47,7 +47,7 @@ from slowfast_kernels.bench.gpu import parts as parts_module
 from slowfast_kernels.bench.gpu.document import Writer, document_of, failures, merged
 from slowfast_kernels.bench.gpu.items import Item, check, shared
 from slowfast_kernels.bench.gpu.machine import CudaMachine, DryMachine, moved
-from slowfast_kernels.bench.gpu.page import COMPARED, draw, missing_lines, roofline_points
+from slowfast_kernels.bench.gpu.page import COMPARED, draw, lines, missing_lines, roofline_points
 from slowfast_kernels.bench.gpu.page import DRY as DRY_TITLE
 from slowfast_kernels.bench.gpu.page import page as render
 from slowfast_kernels.bench.gpu.parts import Part, Supervisor
@@ -1076,6 +1076,15 @@ def test_boxes_count_by_the_worst(capsys):
     assert found([lone])["roi forward"].note == "no peer: torchvision: not installed"
 
 
+def test_a_prediction_stands_beside_the_median():
+    rows = [row("cuda", 1e-3, True) | {"predicted": 9e-4}, row("peer", 2e-3)]
+    for one in rows:
+        one |= {"p20_s": 1e-3, "p80_s": 1e-3, "note": ""}
+    made = compare.derive(record("w", 8, *rows, flops=0), {}, GPU_PEAKS)
+    cells = [line[2] for line in lines(made)]
+    assert cells == ["1 ms (predicted 0.9 ms)", "2 ms"]
+
+
 def test_pack_is_a_fraction_of_the_copy():
     pack = record("pack_pathways view", 8, row("cuda", 1e-3, True), row("torch", 1.0), bytes=95e6)
     one = found([pack], {"copy_gbs": 100.0})["pack"]
@@ -1332,6 +1341,22 @@ def test_the_stamp_of_a_gpu(monkeypatch):
     assert stamp["capability"] == "9.0" and stamp["driver"] == "580.1"
     assert stamp["clocks"].startswith("SM 345 MHz, memory 3201 MHz, SM at most 1980 MHz")
     assert "clocks: SM 345 MHz" in "\n".join(gpu_lines(stamp))
+
+
+def test_a_library_of_other_sources_is_said_so(tmp_path):
+    """Hashes are compared, as the build wrote them; when a file was written says nothing."""
+    folder, library = ROOT / "csrc" / "cuda", tmp_path / "libslowfast_cuda.so"
+    assert stamps._other_sources(library) == ""  # nothing is known of it
+    hashes = tmp_path / "cuda_sources.json"
+    subprocess.run([sys.executable, folder / "resources.py", "sources", hashes, folder], check=True)
+    os.utime(hashes, (0, 0))
+    assert stamps._other_sources(library) == ""
+    known = json.loads(hashes.read_text())
+    assert set(known) == {p.name for p in folder.glob("*.*") if p.suffix in (".cu", ".cuh", ".h")}
+    gone = dict(list(known.items())[1:]) | {"stem.cu": "another", "old.cu": "gone"}
+    hashes.write_text(json.dumps(gone))
+    said = stamps._other_sources(library)
+    assert f"built from other sources: {min(known)}, old.cu, stem.cu;" in said and "--rebuild" in said
 
 
 def test_clocks_are_watched(monkeypatch):
