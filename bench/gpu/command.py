@@ -114,7 +114,7 @@ def archive(out: Path, cache: Path | None = None) -> None:
         made = Path(name, ARCHIVE)
         with tarfile.open(made, "w:gz") as file:
             for path in sorted(out.iterdir()):
-                if path.name != ARCHIVE and path != Path(name):
+                if path.name not in (ARCHIVE, made.parent.name):
                     file.add(path, path.name)
             if cache is not None and cache.is_dir() and out.resolve() not in cache.resolve().parents:
                 file.add(cache, "cache")

@@ -49,7 +49,7 @@ DEEP = ("res3.slow", "res4.slow", "res5.slow")
 
 
 def items(machine: GpuMachine) -> list[Item]:
-    """The library, cuDNN's fused calls, a graph, every CUDA op, the deep convolutions, rates of the hardware."""
+    """The library, cuDNN's fused calls, a graph, rates of the hardware, every CUDA op, the deep convolutions."""
     ops = [
         Item(f"{op} {case.name}", functools.partial(_call, machine, op, case))
         for op in op_names()
@@ -63,11 +63,11 @@ def items(machine: GpuMachine) -> list[Item]:
         Item("library", lambda: _library(machine)),
         *(Item(f"cudnn {name}", functools.partial(_fused, machine, name)) for name in FUSED),
         Item("graph", lambda: _graph(machine)),
+        Item("products", lambda: _products(machine)),
+        Item("read", lambda: _read(machine)),
         *ops,
         Item("compile convolutions", lambda: _compiled(machine)),
         *convolutions,
-        Item("products", lambda: _products(machine)),
-        Item("read", lambda: _read(machine)),
     ]
 
 

@@ -199,9 +199,9 @@ def test_one_file_brings_everything_home(measured, tmp_path):
             (cache / "plans").rename(folder)
         command.archive(out, folder)
         with tarfile.open(out / command.ARCHIVE) as archive:
-            names = archive.getnames()
-        assert "gpu.md" in names and kept in names and command.ARCHIVE not in names
-        assert len(names) == len(set(names))  # a cache in OUT is packed once
+            listed = archive.getnames()
+        assert "gpu.md" in listed and kept in listed and command.ARCHIVE not in listed
+        assert len(listed) == len(set(listed))  # a cache in OUT is packed once
 
 
 def test_correctness_part_with_a_sanitizer_and_pytest(tmp_path):
@@ -524,9 +524,10 @@ def test_a_killed_item_leaves_what_it_told(tmp_path):
 
 
 def test_only_items_of_such_names(tmp_path, monkeypatch):
-    items = [
-        Item(k, lambda k=k: [{"name": k, "value": 1, "unit": ""}]) for k in ("model b1", "model b8", "x")
-    ]
+    def item(key):
+        return Item(key, lambda: [{"name": key, "value": 1, "unit": ""}])
+
+    items = [item(key) for key in ("model b1", "model b8", "x")]
     monkeypatch.setitem(worker.PARTS, "ceilings", lambda machine: items)
     setting = replace(DRY, wanted={"ceilings": "*b8,x", "ops": "nothing"})
     assert worker.work("ceilings", setting, tmp_path / "events", [], seconds=1e9) == 0
@@ -744,9 +745,11 @@ def test_a_stage_is_compiled_beside_the_frozen_one(dry):
 
 def test_two_streams_meet_where_they_have_to(subject, monkeypatch):
     """Stand-ins for streams: the Fast pathway waits for the inputs, each lateral for its map, the head for the last."""
-    log = []
+    log: list[str] = []
 
     class Stream:
+        device = torch.device("cpu")
+
         def __init__(self, name):
             self.name = name
 
@@ -768,16 +771,17 @@ def test_two_streams_meet_where_they_have_to(subject, monkeypatch):
         current.pop()
 
     main, side = current[0], Stream("side")
-    main.device = torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "stream", on)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[-1])
     monkeypatch.setattr(cudnn_forms, "_side_stream", lambda device: side)
 
-    class Known(cudnn_forms._Side):
-        def __init__(self, device):
-            self.main, self.marks = main, []
+    def side_of(device):
+        found = real(device)
+        found.main = main
+        return found
 
-    monkeypatch.setattr(cudnn_forms, "_Side", Known)
+    real = cudnn_forms._Side
+    monkeypatch.setattr(cudnn_forms, "_Side", side_of)
     twin = plain.SlowFast(subject.model, True)
     for kind, layers in (("fast", (twin.stems[1], *twin.fast_stages)), ("lateral", twin.laterals)):
         for i, layer in enumerate(layers):
@@ -842,10 +846,14 @@ def test_a_layer_is_computed_the_fastest_way(monkeypatch):
         return seconds[how]
 
     monkeypatch.setattr(cudnn_forms.autotune, "time_call", timed)
-    assert cudnn_forms._fastest(lambda how: None, ("whole", "parts", "volume")) == cudnn_forms.VOLUME
+    ways = (cudnn_forms.WHOLE, cudnn_forms.PARTS, cudnn_forms.VOLUME)
+    assert cudnn_forms._fastest(lambda how: X, ways) == cudnn_forms.VOLUME
+    assert (
+        cudnn_forms._fastest(lambda how: X * (torch.nan if how == "volume" else 1), ways) == cudnn_forms.PARTS
+    )
     seconds[cudnn_forms.PARTS] = 0.5
-    assert cudnn_forms._fastest(lambda how: None, ("whole", "parts", "volume")) == cudnn_forms.PARTS
-    assert cudnn_forms._fastest(lambda how: None, ("whole",)) == cudnn_forms.PARTS
+    assert cudnn_forms._fastest(lambda how: X, ways) == cudnn_forms.PARTS
+    assert cudnn_forms._fastest(lambda how: X, ways[:1]) == cudnn_forms.PARTS
 
 
 def test_a_view_is_no_copy():
