@@ -406,8 +406,9 @@ def test_the_deep_convolutions_are_all_of_them():
     assert sum(c.count for c in cases) == len(convolutions) and len(cases) == 18
 
 
-@pytest.mark.parametrize("name", ["res3.slow.0.a", "res3.slow.0.c", "res4.slow.0.shortcut"])
+@pytest.mark.parametrize("name", ["res3.slow.0.a", "res3.slow.0.c", "res3.slow.0.shortcut"])
 def test_a_deep_convolution_by_everybody(name, dry):
+    dry.setting = replace(DRY, batches=(1,))
     case = next(c for c in cases_of("conv_bn_act3d") if c.name == name)
     (found,) = smoke._convolution(dry, case)
     wanted = {"conv2d"} | ({"triton"} if not backends.unavailable("triton") else set())
@@ -1180,8 +1181,7 @@ def test_a_call_under_a_stand_in_for_ncu(status, kept, words, dry, tmp_path, mon
         f'echo "$@" >>{tmp_path}/words\n'
         '[ "$1" = --import ] && { echo "details of $2"; exit; }\n'
         'while [ "$1" != -o ]; do shift; done; report=$2; shift 2\n'
-        f'[ {status} = 0 ] && "$@" || {{ echo no permission; exit {status}; }}\n'
-        + (f'touch "$report.ncu-rep"; exit {status}\n' if kept else "")
+        + ('"$@" && touch "$report.ncu-rep"\n' if kept else f"echo no permission; exit {status}\n")
     )
     tool.chmod(0o755)
     monkeypatch.setattr(profile, "tool", lambda name: str(tool))
