@@ -285,4 +285,5 @@ def test_choices_of_a_plan_know_every_source_that_decides():
 
     names = {"/".join(Path(file).parts[-2:]) for file in choose.SOURCES}
     ops = {f"{op}/triton.py" for op in ("bottleneck3d", "conv_bn_act3d", "lateral_fusion", "stem3d")}
-    assert names == ops | {"_triton/tiles.py", "conv_bn_act3d/cudnn.py"}
+    forms = {f"conv_bn_act3d/{name}.py" for name in ("triton_tiles", "triton_descriptor", "cudnn")}
+    assert names == ops | forms | {"_triton/tiles.py"}

@@ -3,44 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
-from slowfast_kernels import autotune, backends
+from slowfast_kernels import autotune
 
 
 @contextlib.contextmanager
 def compiling_ahead() -> Iterator[bool]:
-    """Triton kernels started inside the block are compiled by several threads and not launched: a network has fifty
-    of them, and one after the other they take most of a minute. Results of the block are meaningless.
-
-    Yields False, and changes nothing, where kernels are interpreted, where tiles are measured, and where this Triton
-    cannot do it.
+    """`slowfast_kernels._triton.ahead.compiling_ahead`; also False where there is no Triton, and where tiles are
+    measured: their kernels are compiled ahead then, shape by shape.
     """
     try:
-        from triton.runtime._async_compile import AsyncCompileMode
-        from triton.runtime.jit import JITFunction
+        from slowfast_kernels._triton import ahead
     except ImportError:
         yield False
         return
-    if backends.simulated("triton") or autotune.is_measuring("triton"):
+    if autotune.is_measuring("triton"):
         yield False
         return
-    launching = JITFunction.run
-
-    def compiling(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
-        return launching(self, *args, grid=grid, warmup=True, **kwargs)
-
-    jobs = min(16, os.cpu_count() or 1)
-    try:
-        # A kernel that does not compile says so when it is called.
-        with ThreadPoolExecutor(jobs) as pool, AsyncCompileMode(pool, ignore_errors=True):
-            JITFunction.run = compiling
-            try:
-                yield True
-            finally:
-                JITFunction.run = launching
-    finally:
-        JITFunction.run = launching
+    with ahead.compiling_ahead() as possible:
+        yield possible

@@ -3,14 +3,15 @@
     python -m slowfast_kernels._triton.aot [--ops ...] [--dtypes bf16 fp16 fp32] [--targets 80 90] [--json FILE]
 
 The calls come from the ops' ``cases.py``, on meta tensors, with 1, 8 and 32 clips; equal starts are compiled once.
-Prints, or writes, one row a kernel: registers, spilled bytes, shared memory, whether it uses wgmma; and the version of
-Triton. Exit status 1 if a kernel does not compile, spills, or does not fit in shared memory.
+Prints, or writes, one row a kernel: registers, spilled bytes, shared memory, whether it uses wgmma and TMA; and the
+version of Triton. Exit status 1 if a kernel does not compile, spills, or does not fit in shared memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import os
 import re
@@ -28,7 +29,7 @@ import triton
 from tqdm import tqdm
 
 from slowfast_kernels import precision
-from slowfast_kernels._triton.launch import Launch, compile_launch, recording
+from slowfast_kernels._triton.launch import NEWEST, Launch, compile_launch, recording
 from slowfast_kernels.ops._cases import cases_of, op_names
 from slowfast_kernels.ops._registration import OPS, RecordCalls
 from slowfast_kernels.testing import with_gradients
@@ -44,23 +45,29 @@ BATCHES = (1, 8, 32)
 
 @dataclass(frozen=True)
 class Start:
-    """A kernel start and the call it was met in first. dtype: as printed, with the mode of float32 products."""
+    """A kernel start on a GPU of some compute capability, and the call it was met in first.
+
+    dtype: as printed, with the mode of float32 products.
+    """
 
     op: str
     case: str
     batch: int
     dtype: str
+    capability: int
     launch: Launch
 
     def row(self) -> dict[str, Any]:
         return {
             "op": self.op, "kernel": self.launch.name, "case": self.case, "batch": self.batch, "dtype": self.dtype,
-            "warps": self.launch.warps, "stages": self.launch.stages,
+            "target": f"sm_{self.capability}", "warps": self.launch.warps, "stages": self.launch.stages,
             "constants": {k: v for k, v in self.launch.constants if v is not None},
         }  # fmt: skip
 
 
-def recorded(op: str, dtype: torch.dtype, batch: int = 8, real: bool = True) -> list[tuple[str, Launch]]:
+def recorded(
+    op: str, dtype: torch.dtype, batch: int = 8, real: bool = True, capability: int = NEWEST
+) -> list[tuple[str, Launch]]:
     """(case, start) of every kernel that the real, or the other, cases of a public op start through Triton."""
     found = []
     for case in cases_of(op):
@@ -80,7 +87,7 @@ def recorded(op: str, dtype: torch.dtype, batch: int = 8, real: bool = True) -> 
             call = OPS[name].split(values) if name in OPS else ()
             if provider is None or provider.refuses(*call):
                 continue
-            with recording() as launches:
+            with recording(capability) as launches:
                 provider.run(*call)
             found += [(case.name, item) for item in launches]
     return found
@@ -92,30 +99,31 @@ def unique(
     dtypes: tuple[str, ...],
     batches: tuple[int, ...] = BATCHES,
     configurations: bool = False,
+    targets: tuple[int, ...] = tuple(SHARED_LIMIT),
 ) -> list[Start]:
-    """Every start of the real cases once, and one of each kernel that only other cases reach.
+    """Every start of the real cases once for every target, and one of each kernel that only other cases reach.
 
     configurations: only the first of the starts that differ in nothing but what 16 divides.
     """
     kept: dict[Any, Start] = {}
-    for op in ops:
-        for name in dtypes:
-            for mode in precision.FP32_MODES if name == "fp32" else ("auto",):
-                label = name if mode == "auto" else f"{name} {mode}"
-                with precision.fp32_precision(mode):
-                    met = [
-                        Start(op, case, batch, label, item)
-                        for batch in batches
-                        for case, item in recorded(op, DTYPES[name], batch)
-                    ]
-                    seen = {start.launch.name for start in met}
-                    for case, item in recorded(op, DTYPES[name], batches[0], real=False):
-                        if item.name not in seen:
-                            seen.add(item.name)
-                            met.append(Start(op, case, batches[0], label, item))
-                for start in met:
-                    item = start.launch
-                    kept.setdefault(item.configuration if configurations else item.key, start)
+    for op, name, capability in itertools.product(ops, dtypes, targets):
+        for mode in precision.FP32_MODES if name == "fp32" else ("auto",):
+            label = name if mode == "auto" else f"{name} {mode}"
+            with precision.fp32_precision(mode):
+                met = [
+                    Start(op, case, batch, label, capability, item)
+                    for batch in batches
+                    for case, item in recorded(op, DTYPES[name], batch, capability=capability)
+                ]
+                seen = {start.launch.name for start in met}
+                for case, item in recorded(op, DTYPES[name], batches[0], False, capability):
+                    if item.name not in seen:
+                        seen.add(item.name)
+                        met.append(Start(op, case, batches[0], label, capability, item))
+            for start in met:
+                item = start.launch
+                key = item.configuration if configurations else item.key
+                kept.setdefault((capability, key), start)
     return list(kept.values())
 
 
@@ -137,10 +145,27 @@ def resources(cubin: bytes) -> dict[str, int]:
     return {key.lower(): int(found[key]) for key in ("REG", "STACK", "LOCAL")}
 
 
-def row_of(start: Start, capability: int) -> dict[str, Any]:
+def loop_accesses(ptx: str) -> int:
+    """Loads and stores, and copies that are not TMA's, in the basic blocks that multiply through wgmma.
+
+    What is left there of an operand that does not come straight from shared memory, and of a mask.
+    """
+    blocks: list[list[str]] = [[]]
+    for line in ptx.splitlines():
+        if line.startswith("$L__BB"):
+            blocks.append([])
+        blocks[-1].append(line)
+        if re.search(r"\bbra\b", line):
+            blocks.append([])
+    access = re.compile(r"\b(ld|st)\.(global|shared|local)|\bldmatrix\b|\bstmatrix\b|\bcp\.async\.c[ag]\b")
+    products = [block for block in blocks if any("wgmma.mma_async" in line for line in block)]
+    return sum(bool(access.search(line)) for block in products for line in block)
+
+
+def row_of(start: Start) -> dict[str, Any]:
     """Compile one start and describe the result."""
-    item = start.launch
-    row: dict[str, Any] = {**start.row(), "target": f"sm_{capability}", "error": None}
+    item, capability = start.launch, start.capability
+    row: dict[str, Any] = {**start.row(), "error": None}
     try:
         kernel = compile_launch(item, capability)
     except Exception as error:
@@ -152,42 +177,39 @@ def row_of(start: Start, capability: int) -> dict[str, Any]:
         "spills": used["stack"] + used["local"],
         "shared": kernel.metadata.shared,
     }
-    row["wgmma"] = "wgmma" in kernel.asm["ptx"]
-    row["mma"] = "mma." in kernel.asm["ptx"]
+    ptx = kernel.asm["ptx"]
+    row |= {"wgmma": "wgmma" in ptx, "mma": "mma." in ptx, "tma": "cp.async.bulk.tensor" in ptx}
+    row["loop_accesses"] = loop_accesses(ptx)
     if kernel.metadata.shared > SHARED_LIMIT[capability]:
         row["error"] = f"{kernel.metadata.shared} bytes of shared memory, {SHARED_LIMIT[capability]} at most"
     return row
 
 
-def _rows(which: tuple[Any, ...], indices: Sequence[int], targets: Sequence[int]) -> list[dict[str, Any]]:
+def _rows(which: tuple[Any, ...], indices: Sequence[int]) -> list[dict[str, Any]]:
     # Kernels do not travel between processes: each has a list of the starts of its own.
     torch.set_num_threads(1)
     starts = unique(*which)
-    return [row_of(starts[i], target) for i in indices for target in targets]
+    return [row_of(starts[i]) for i in indices]
 
 
 def compile_all(
-    which: tuple[Any, ...],
-    targets: Sequence[int],
-    share: tuple[int, int] = (1, 1),
-    jobs: int = 1,
-    progress: bool = False,
+    which: tuple[Any, ...], share: tuple[int, int] = (1, 1), jobs: int = 1, progress: bool = False
 ) -> list[dict[str, Any]]:
-    """Rows of the starts of ``unique(*which)`` for every target.
+    """Rows of the starts of ``unique(*which)``.
 
     share: (K, N): of every N-th start only, from the K-th on.
     """
     indices = range(share[0] - 1, len(unique(*which)), share[1])
-    chunks = [indices[i : i + 4] for i in range(0, len(indices), 4)]
+    chunks = [indices[i : i + 8] for i in range(0, len(indices), 8)]
     rows: list[dict[str, Any]] = []
-    bar = tqdm(total=len(indices) * len(targets), desc="compiling", disable=not progress)
+    bar = tqdm(total=len(indices), desc="compiling", disable=not progress)
     if jobs <= 1:
         for chunk in chunks:
-            rows += _rows(which, chunk, targets)
-            bar.update(len(chunk) * len(targets))
+            rows += _rows(which, chunk)
+            bar.update(len(chunk))
     else:
         with ProcessPoolExecutor(jobs) as pool:
-            for part in [pool.submit(_rows, which, chunk, targets) for chunk in chunks]:
+            for part in [pool.submit(_rows, which, chunk) for chunk in chunks]:
                 rows += part.result()
                 bar.update(len(part.result()))
     bar.close()
@@ -222,13 +244,19 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         parser.error("TRITON_INTERPRET=1 is set: the interpreter does not compile")
-    which = (tuple(args.ops), tuple(args.dtypes), tuple(args.batches), args.configurations)
+    which = (
+        tuple(args.ops),
+        tuple(args.dtypes),
+        tuple(args.batches),
+        args.configurations,
+        tuple(args.targets),
+    )
     starts = unique(*which)
     if args.list:
         rows = [start.row() for start in starts]
         bad = []
     else:
-        rows = compile_all(which, args.targets, args.share, args.jobs, progress=sys.stderr.isatty())
+        rows = compile_all(which, args.share, args.jobs, progress=sys.stderr.isatty())
         bad = [r for r in rows if r["error"] or r["spills"]]
     if args.json:
         document = {"triton": triton.__version__, "starts": len(starts), "rows": rows}
@@ -236,11 +264,11 @@ def main(argv: list[str] | None = None) -> int:
     for r in rows if not args.json else bad:
         where = f"{r['kernel']:20s} {r['dtype']:11s} {r['batch']:3d} x {r['case']:24s}"
         if args.list:
-            print(f"{where} {r['warps']} warps, {r['stages']} stages")
+            print(f"{r['target']} {where} {r['warps']} warps, {r['stages']} stages")
             continue
         state = r["error"] or (
             f"{r['registers']:3d} registers, {r['spills']} spilled, {r['shared']:6d} shared"
-            f"{', wgmma' if r['wgmma'] else ', mma' if r['mma'] else ''}"
+            f"{', wgmma' if r['wgmma'] else ', mma' if r['mma'] else ''}{', tma' if r['tma'] else ''}"
         )
         print(f"{r['target']} {where} {state}")
     if args.list:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import triton
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 _POINTERS = {
     torch.float32: "*fp32",
@@ -65,18 +66,34 @@ class Launch:
         return replace(self, divisible=()).key
 
 
-_recorded: ContextVar[list[Launch] | None] = ContextVar("slowfast_recorded_launches", default=None)
+_recorded: ContextVar[tuple[list[Launch], int] | None] = ContextVar(
+    "slowfast_recorded_launches", default=None
+)
+
+#: Compute capability that the interpreter stands for, and that recorded starts are made for unasked.
+NEWEST = 90
 
 
 @contextlib.contextmanager
-def recording() -> Iterator[list[Launch]]:
-    """Nothing runs inside the block; the list receives a `Launch` for every start."""
+def recording(capability: int = NEWEST) -> Iterator[list[Launch]]:
+    """Nothing runs inside the block; the list receives a `Launch` for every start on a GPU of this capability."""
     launches: list[Launch] = []
-    token = _recorded.set(launches)
+    token = _recorded.set((launches, capability))
     try:
         yield launches
     finally:
         _recorded.reset(token)
+
+
+def capability(device: torch.device) -> int:
+    """Compute capability that kernels are started for, 80 or 90: the device's, the recording's, the interpreter's."""
+    recorded = _recorded.get()
+    if recorded is not None:
+        return recorded[1]
+    if device.type != "cuda":
+        return NEWEST
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 def launch(
@@ -90,7 +107,7 @@ def launch(
 ) -> None:
     """Start ``kernel`` on ``grid`` programs.
 
-    args:      tensors, integers, floats and None, by position.
+    args:      tensors, their descriptors, integers, floats and None, by position.
     constants: the kernel's ``tl.constexpr`` parameters, by name.
     warps, stages: warps per program; depth of the software pipeline.
     fusion:    False rounds every product and every sum; only ``tl.fma`` is then a fused multiply-add.
@@ -102,9 +119,10 @@ def launch(
         return
     recorded = _recorded.get()
     if recorded is not None:
-        recorded.append(_describe(kernel, extents, args, constants, warps, stages, fusion))
+        recorded[0].append(_describe(kernel, extents, args, constants, warps, stages, fusion))
         return
-    device = next(a.device for a in args if isinstance(a, torch.Tensor))
+    maps = (a.base if isinstance(a, TensorDescriptor) else a for a in args)
+    device = next(a.device for a in maps if isinstance(a, torch.Tensor))
     guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     with guard:
         kernel[extents](*args, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=fusion)
@@ -121,10 +139,16 @@ def _describe(
 ) -> Launch:
     names = list(kernel.arg_names)
     types, fixed, divisible = {}, dict(constants), []
-    unaligned = {p.name for p in getattr(kernel, "params", ()) if p.do_not_specialize_on_alignment}
+    params = getattr(kernel, "params", ())
+    general = {p.name for p in params if p.do_not_specialize}
+    unaligned = general | {p.name for p in params if p.do_not_specialize_on_alignment}
     for name, value in zip(names, args, strict=False):
-        if value is None or (isinstance(value, int) and not isinstance(value, bool) and value == 1):
+        one = isinstance(value, int) and not isinstance(value, bool) and value == 1
+        if value is None or (one and name not in general):
             types[name], fixed[name] = "constexpr", value
+        elif isinstance(value, TensorDescriptor):
+            box = ",".join(str(extent) for extent in value.block_shape)
+            types[name] = f"tensordesc<{_POINTERS[value.base.dtype].removeprefix('*')}[{box}]>"
         elif isinstance(value, torch.Tensor):
             types[name] = _POINTERS[value.dtype]
             if value.storage_offset() * value.element_size() % 16 == 0:

@@ -16,14 +16,18 @@ import triton.language as tl
 
 from ... import autotune, backends
 from ..._triton import tiles
+from ..._triton.ahead import compiled_ahead
 from ..._triton.launch import cdiv, launch, next_power_of_2
 from .._memory import channels_last, empty_channels_last, pixel_pitch, pixel_rows
-from .._prepared import Prepared
+from .._prepared import Prepared, Scratch
 from .._spec import Shape
 from ..conv_bn_act3d import triton as conv
 from .spec import BlockSpec
 
 TUNER = autotune.Tuner("bottleneck3d", __file__, *conv.TUNER.files)
+
+#: (block_m, block_n, stages) of conv_b and conv_c in one kernel that are worth measuring.
+SEEDS = ((128, 64, 3), (128, 64, 2), (64, 64, 3), (64, 64, 2), (64, 128, 2), (128, 128, 2), (64, 32, 4))
 
 #: Widest inner width that conv_b + conv_c hold in one tile.
 INNER_CHANNELS = 64
@@ -144,10 +148,10 @@ def heuristic(
         k = next_power_of_2(row or max(inner, channels2), 16, 512)
         return Tiles(True, next_power_of_2(pixels, 16, 2048), next_power_of_2(out_channels, 16, 512), k)
     most = 32 if dtype == torch.float32 else 64
-    k = next_power_of_2(row, 16) if row else conv.step_of(inner, most)
+    k = next_power_of_2(row, 16) if row else conv.triton_tiles.step_of(inner, most)
     if channels2 and not row:
-        k = max(16, min(k, conv.step_of(channels2, most)))
-    m = 128 if cdiv(pixels, 128) >= conv.PROCESSORS and dtype != torch.float32 else 64
+        k = max(16, min(k, conv.triton_tiles.step_of(channels2, most)))
+    m = 128 if cdiv(pixels, 128) >= conv.triton_tiles.PROCESSORS and dtype != torch.float32 else 64
     n = next_power_of_2(out_channels, 16, 64)
     if channels2 and inner >= 32:  # the shortcut's input is read once per block of channels: few, wide ones
         m, n, k = 64, next_power_of_2(out_channels, 16, 64 if dtype == torch.float32 else 128), min(k, 32)
@@ -157,17 +161,18 @@ def heuristic(
 def candidates(
     pixels: int, inner: int, out_channels: int, row: int, channels2: int, dtype: torch.dtype, mode: str
 ) -> list[Tiles]:
-    """Tiles worth measuring."""
+    """Tiles worth measuring: in two kernels, and `SEEDS` narrowed to the channels in steps of conv_b's own."""
     found = [Tiles(False)]
     if inner > INNER_CHANNELS or (dtype == torch.float32 and mode == "ieee"):
         return found
-    steps = (next_power_of_2(row, 16),) if row else (16, 32, 64, 128)
-    for m, n, k in ((m, n, k) for m in (64, 128) for n in (32, 64, 128) for k in steps):
-        if n <= next_power_of_2(out_channels, 16) and k <= next_power_of_2(row or max(inner, channels2), 16):
-            for stages in (1, 2, 3, 4):
-                if (m + max(n, inner)) * k * dtype.itemsize * stages <= conv.SHARED_BYTES:
-                    found.append(Tiles(True, m, n, k, 4, stages))
-    return found
+    most = 32 if dtype == torch.float32 else 64
+    k = next_power_of_2(row, 16) if row else conv.triton_tiles.step_of(inner, most)
+    for m, n, stages in SEEDS:
+        n = min(n, next_power_of_2(out_channels, 16))
+        while (m + max(n, inner)) * k * dtype.itemsize * stages > conv.triton_tiles.SHARED_BYTES:
+            stages -= 1
+        found.append(Tiles(True, m, n, k, 4, stages))
+    return list(dict.fromkeys(found))
 
 
 # --- calls -------------------------------------------------------------------------------------------------
@@ -230,6 +235,7 @@ def run_packed(
     dilation: int = 1,
     inner: torch.Tensor | None = None,
     middle: torch.Tensor | None = None,
+    partial: torch.Tensor | None = None,
     config: Tiles | None = None,
 ) -> torch.Tensor:
     """The whole block into ``out``.
@@ -237,7 +243,7 @@ def run_packed(
     x:      [N, Cin, T, H, W], channels_last_3d or a channel slice (others are copied).
     out:    [N, Cout, T, Ho, Wo], channels_last_3d or a channel slice.
     inner:  scratch for conv_a's result, [N, Cmid, T, H, W]; middle: for conv_b's, [N, Cmid, T, Ho, Wo], only
-            used by wide blocks. Allocated where None.
+            used by wide blocks; partial: as of a convolution's `run_packed`. Allocated where None.
     config: tiles; by default the chosen ones.
     """
     if pixel_pitch(x) is None:
@@ -245,7 +251,7 @@ def run_packed(
     cmid, kt = packed.a.weight.shape[0], packed.a.kernel[0]
     if inner is None:
         inner = empty_channels_last(x, [x.shape[0], cmid, *x.shape[2:]])
-    conv.run_packed(x, packed.a, packed.shift_a, inner, padding=(kt // 2, 0, 0))
+    conv.run_packed(x, packed.a, packed.shift_a, inner, padding=(kt // 2, 0, 0), partial=partial)
     scratch = middle
 
     def tail(config: Tiles) -> None:
@@ -258,12 +264,13 @@ def run_packed(
         around = (1, dilation, dilation)
         conv.run_packed(
             inner, packed.b, packed.shift_b, middle,
-            stride=(1, stride, stride), padding=(0, dilation, dilation), dilation=around,
+            stride=(1, stride, stride), padding=(0, dilation, dilation), dilation=around, partial=partial,
         )  # fmt: skip
         second = packed.c.weight2 is not None
         conv.run_packed(
             middle, packed.c, packed.shift_c, out,
             residual=None if second else x, x2=x if second else None, stride2=(1, stride, stride),
+            partial=partial,
         )  # fmt: skip
 
     pixels = out.shape[0] * math.prod(out.shape[2:])
@@ -281,7 +288,7 @@ def run_packed(
             config
             or TUNER.pick(
                 (*shape, *out.shape[2:], stride, dilation), x.device,
-                lambda: heuristic(*shape), lambda: candidates(*shape), tail,
+                lambda: heuristic(*shape), lambda: compiled_ahead(candidates(*shape), tail), tail,
             )
         )  # fmt: skip
     return out
@@ -303,20 +310,28 @@ class TritonBlock(Prepared):
         found = (p.a.weight, p.b.weight, p.c.weight, p.c.weight2, p.shift_a, p.shift_b, p.shift_c)
         return [w for w in found if w is not None]
 
-    def scratch(self, *inputs: Shape) -> Sequence[tuple[Sequence[int], torch.dtype]]:
+    def scratch(self, *inputs: Shape) -> Sequence[Scratch]:
         a, b = self.spec.inner
         first = a.out_shape(inputs[0])
-        return [(first, self.dtype), (b.out_shape(first), self.dtype)]
+        second = b.out_shape(first)
+        parts = zip(
+            (first, second, self.out_shape(*inputs)),
+            (self.packed.a, self.packed.b, self.packed.c),
+            strict=True,
+        )
+        split = [s for shape, part in parts for s in conv.split_scratch(shape, part, self.dtype, self.device)]
+        return [(first, self.dtype), (second, self.dtype), *split[:1]]
 
     def taken(self, x: torch.Tensor) -> torch.Tensor:
         return x
 
     def into(self, out: torch.Tensor, *args: Any) -> torch.Tensor:
-        x, inner, middle = args
+        x, inner, middle, *partial = args
         s: BlockSpec = self.spec
         return run_packed(
-            x, self.packed, out, stride=s.stride, dilation=s.dilation, inner=inner, middle=middle
-        )
+            x, self.packed, out, stride=s.stride, dilation=s.dilation, inner=inner, middle=middle,
+            partial=partial[0] if partial else None,
+        )  # fmt: skip
 
 
 def cannot(spec: BlockSpec, dtype: torch.dtype) -> str | None:

@@ -1,5 +1,8 @@
 """The Triton provider: an implicit product of matrices, pixels times channels, with everything in its epilogue.
 
+There are two forms: `conv_kernel`, which reads any map through pointers, and that of `triton_descriptor`. Which one
+runs is part of the `Tiles`.
+
 `pack` brings weights into the kernel's order, `run_packed` runs one convolution on views (channel slices of wider
 buffers), with a strided 1x1x1 convolution of a second tensor as further products of the same sums if asked for.
 """
@@ -15,21 +18,22 @@ import torch
 import triton
 import triton.language as tl
 
-from ... import autotune, backends, precision
+from ... import autotune, precision
 from ..._triton import tiles
-from ..._triton.launch import cdiv, launch, next_power_of_2
+from ..._triton.ahead import compiled_ahead
+from ..._triton.launch import cdiv, launch
 from .._dtypes import FLOATS, refused
 from .._memory import adjacent_channels, pixel_pitch, pixel_rows
-from .._prepared import Prepared
+from .._prepared import Prepared, Scratch
 from .._registration import float32
 from .._spec import Shape
+from . import triton_descriptor as descriptor
+from . import triton_tiles
 from .spec import ConvSpec, beyond_kernels, output_shape
+from .triton_tiles import Tiles, candidates, heuristic
 
 POINT, TAPS, ROWS = 0, 1, 2  # as in tiles
-TUNER = autotune.Tuner("conv_bn_act3d", __file__, tiles.__file__)
-
-#: Shared memory that the operands of a tile may take, bytes: what an sm_80 block can have, less the epilogue's.
-SHARED_BYTES = 160 * 1024
+TUNER = autotune.Tuner("conv_bn_act3d", __file__, triton_tiles.__file__, descriptor.__file__, tiles.__file__)
 
 #: One step takes a whole row of taps for fewer input channels than this, if it has no more products than that.
 ROW_CHANNELS, ROW_PRODUCTS = 32, 128
@@ -39,25 +43,6 @@ MOST_TAPS = 63
 
 #: Elements from which on offsets into a tensor are 64 bits wide.
 WIDE_FROM = 2**31
-
-#: Multiprocessors to keep busy when tiles are chosen without measuring (H100, H200).
-PROCESSORS = 132
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """How one convolution is cut up.
-
-    block_m, block_n: output pixels and channels of a program.
-    block_k:          products per step.
-    warps, stages:    warps of a program, steps in flight.
-    """
-
-    block_m: int
-    block_n: int
-    block_k: int
-    warps: int = 4
-    stages: int = 3
 
 
 @dataclass(frozen=True)
@@ -282,68 +267,6 @@ def geometry(
     return Geometry(n, size, out, strides, kernel, stride, padding, list(dilation))
 
 
-# --- tiles -------------------------------------------------------------------------------------------------
-
-
-def step_of(products: int, most: int, padding: float = 1.25) -> int:
-    """Products per step: the largest power of two that pads their number by a factor of ``padding`` at most."""
-    sizes = [k for k in (128, 64, 32, 16) if k <= most]
-    return next((k for k in sizes if cdiv(products, k) * k <= padding * products), sizes[-1])
-
-
-def heuristic(
-    pixels: int, out_channels: int, channels: int, taps: int, row: int, channels2: int, dtype: torch.dtype,
-    mode: str,
-) -> Tiles:  # fmt: skip
-    """Tiles of a convolution, unmeasured: large ones while they keep every multiprocessor busy.
-
-    row:       of `Packed`.
-    channels2: input channels of the second source, 0 without one.
-    mode:      `dot_precision`.
-    """
-    if backends.simulated("triton"):  # the interpreter takes its time per step, not per value
-        k = next_power_of_2(row or max(channels, channels2), 16, 512)
-        return Tiles(next_power_of_2(pixels, 16, 2048), next_power_of_2(out_channels, 16, 512), k)
-    wide = dtype == torch.float32
-    ieee = wide and mode == "ieee"
-    n = next_power_of_2(out_channels, 16, 64 if wide else 128)
-    m = 64 if wide and mode != "tf32" else 128
-    while cdiv(pixels, m) * cdiv(out_channels, n) < PROCESSORS and (m > 64 or n > 64):
-        m, n = (64, n) if m > 64 else (m, n // 2)
-    most = 16 if ieee else 32 if wide else 64
-    k = next_power_of_2(row, 16) if row else step_of(channels, most)
-    if channels2 and not row:
-        k = max(16, min(k, step_of(channels2, most)))
-    if row and channels % 8:  # loads of single values: a thread holds few pixels
-        m = 64
-    steps = (taps * channels // row if row else cdiv(channels, k) * taps) + cdiv(channels2, k)
-    stages = 1 if ieee else min(4 if m * n < 128 * 128 else 3, max(2, steps))
-    # large tiles need eight warps' registers for residual and sums, short steps of three products for the operands'
-    # parts; taps stay with four, small sums without matrix units with two
-    large = m * n >= 128 * 128 or (mode == "tf32x3" and k == 16)
-    warps = 8 if taps == 1 and large else 2 if ieee and taps > 1 and n == 32 else 4
-    return Tiles(m, n, k, warps, stages)
-
-
-def candidates(
-    pixels: int, out_channels: int, channels: int, taps: int, row: int, channels2: int, dtype: torch.dtype,
-    mode: str,
-) -> list[Tiles]:  # fmt: skip
-    """Tiles worth measuring. Eight warps only without taps: more have given wrong results with them."""
-    found = []
-    steps = (next_power_of_2(row, 16),) if row else (16, 32, 64, 128)
-    for m, n, k in ((m, n, k) for m in (64, 128, 256) for n in (16, 32, 64, 128, 256) for k in steps):
-        if n > next_power_of_2(out_channels, 16) or k > next_power_of_2(row or channels, 16):
-            continue
-        for warps in (4, 8) if taps == 1 else (4,):
-            if not 8 <= m * n // (32 * warps) <= 128:
-                continue
-            for stages in (2, 3, 4, 5):
-                if (m + n) * k * dtype.itemsize * stages <= SHARED_BYTES:
-                    found.append(Tiles(m, n, k, warps, stages))
-    return found
-
-
 def dot_precision(dtype: torch.dtype) -> str:
     """``input_precision`` of tl.dot."""
     return precision.fp32_mode() if dtype == torch.float32 else "ieee"
@@ -365,6 +288,7 @@ def run_packed(
     residual: torch.Tensor | None = None,
     x2: torch.Tensor | None = None,
     stride2: Sequence[int] = (1, 1, 1),
+    partial: torch.Tensor | None = None,
     config: Tiles | None = None,
 ) -> torch.Tensor:
     """One convolution into ``out``; nothing is allocated if every tensor lies as said.
@@ -374,7 +298,8 @@ def run_packed(
     out:      [N, Cout, To, Ho, Wo], channels_last_3d or a channel slice of such a tensor.
     residual: like ``out``, may be ``out`` itself.
     x2:       input of the packed 1x1x1 ``weight2``, read with ``stride2``.
-    config:   tiles; by default those of `chosen`.
+    partial:  scratch for the sums of split tiles, `split_scratch`; allocated where None and needed.
+    config:   tiles; by default the tuned ones, else the heuristic's.
     """
     if not packed.row:
         x = adjacent_channels(x)
@@ -400,8 +325,15 @@ def run_packed(
     wide = is_wide(x, packed.weight, residual, out, x2)
     mode = dot_precision(x.dtype)
     shape = (pixels, cout, packed.channels, taps, packed.row, packed.channels2, x.dtype, mode)
+    call = None
+    if pixels:
+        call = descriptor.call_of(x, packed, out, stride, padding, dilation, residual, x2, stride2)
 
     def start(tiles: Tiles, out: torch.Tensor = out) -> None:
+        if tiles.descriptors:
+            assert call is not None, "descriptors cannot read these maps"
+            descriptor.run(call, shift, relu, tiles, out, partial)
+            return
         form = ROWS if packed.row else POINT if g.point else TAPS
         x_unit = unit(*g.strides, *(() if packed.row else (packed.channels,))) if sc == 1 else 1
         w_unit = unit(
@@ -438,10 +370,13 @@ def run_packed(
         start(
             config
             or TUNER.pick(
-                (*shape, *packed.kernel, *stride, *g.out),
+                (*shape, *packed.kernel, *stride, *g.out, *(call.work.extents if call else ())),
                 x.device,
-                lambda: heuristic(*shape),
-                lambda: candidates(*shape),
+                lambda: triton_tiles.descriptor_heuristic(call.work) if call else heuristic(*shape),
+                lambda: compiled_ahead(
+                    (triton_tiles.descriptor_candidates(call.work) if call else []) + candidates(*shape),
+                    measured,
+                ),
                 measured,
             )
         )
@@ -463,6 +398,13 @@ def _with_second(
     )  # fmt: skip
     steps = (1, *stride2)
     return apart, [x2.stride(d) * s for d, s in zip((0, 2, 3, 4), steps, strict=True)]
+
+
+def split_scratch(out: Shape, packed: Packed, dtype: torch.dtype, device: torch.device) -> Sequence[Scratch]:
+    """Scratch memory of a convolution with a result of this shape: for the sums of split tiles, if there may be any."""
+    pixels = out[0] * math.prod(out[2:])
+    values = descriptor.partial_values(pixels, packed, out[1], dtype, device)
+    return [((values,), torch.float32)] if values else []
 
 
 class TritonConv(Prepared):
@@ -494,15 +436,18 @@ class TritonConv(Prepared):
         pixels = 2 * math.prod(self.out_shape(*inputs))
         return super().flops(*inputs) + pixels * self.packed.channels2
 
+    def scratch(self, *inputs: Shape) -> Sequence[Scratch]:
+        return split_scratch(self.out_shape(*inputs), self.packed, self.dtype, self.device)
+
     def taken(self, x: torch.Tensor) -> torch.Tensor:
         return x
 
     def into(self, out: torch.Tensor, *args: Any) -> torch.Tensor:
-        x, residual, second = args
+        x, residual, second, *scratch = args
         s: ConvSpec = self.spec
         return run_packed(
             x, self.packed, self.shift, out, stride=s.stride, padding=s.padding, dilation=s.dilation, relu=s.relu,
-            residual=residual, x2=second, stride2=self.stride2,
+            residual=residual, x2=second, stride2=self.stride2, partial=scratch[0] if scratch else None,
         )  # fmt: skip
 
 

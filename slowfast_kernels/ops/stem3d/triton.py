@@ -17,6 +17,7 @@ import triton.language as tl
 
 from ... import autotune, backends
 from ..._triton import tiles
+from ..._triton.ahead import compiled_ahead
 from ..._triton.launch import cdiv, launch, next_power_of_2
 from .._memory import empty_channels_last, pixel_pitch
 from .._prepared import Prepared
@@ -218,7 +219,7 @@ def run_packed(
             config
             or TUNER.pick(
                 (*shape, *kernel, *stride, *out.shape[2:]), x.device,
-                lambda: heuristic(*shape), lambda: candidates(*shape), start,
+                lambda: heuristic(*shape), lambda: compiled_ahead(candidates(*shape), start), start,
             )
         )  # fmt: skip
     return out
