@@ -222,7 +222,8 @@ def test_out_may_be_the_residual(tiles, provider):
 def test_nonfinite_input_stays_where_it_belongs(value, provider):
     drawn = Drawn("3x1x1", relu=False)
     drawn.x[1, 9, 1, 3, 4] = value
-    expected = drawn.plain(*to_float64((drawn.x, drawn.weight, drawn.scale, drawn.shift)), *(None,) * 4)[0]
+    tensors = (drawn.x, drawn.weight, drawn.scale, drawn.shift, None, None, None, None)
+    expected = drawn.plain(*to_float64(tensors))[0]
     for tiles in TILES.values():
         got = drawn.run(tiles).cpu().double()
         assert torch.equal(got.isfinite(), expected.isfinite())
