@@ -6,6 +6,8 @@
 // memory.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/primitives.cuh"
 
 namespace slowfast::cuda::tile {
@@ -19,6 +21,22 @@ SF_HOST_DEVICE constexpr int joined(int channels) {
 // that the eight rows of an ldmatrix tile fall into different banks.
 SF_HOST_DEVICE constexpr int row_pitch(int channels) {
     return ((channels / 8) | 1) * 8;
+}
+
+// The same for pixels of a map. Where their channels are whole 128 bytes, they lie without gaps.
+SF_HOST_DEVICE constexpr int pixel_pitch(int channels) {
+    return channels % 64 == 0 ? channels : row_pitch(channels);
+}
+
+// What a pixel's 16-byte units change places with: unit i lies at i ^ swizzle(pixel). Without gaps the eight of
+// each 128 bytes do; and neighbours where every other pixel is read, whose second four would meet the first four.
+struct Swizzle {
+    int low, high;
+    SF_DEVICE int operator()(int pixel) const { return (pixel & low) ^ (pixel / 8 & high); }
+};
+// step: pixels between those that are read together.
+SF_HOST_DEVICE Swizzle pixel_swizzle(int channels, int step) {
+    return {channels % 64 == 0 ? 7 : 0, channels % 16 == 0 && step % 2 == 0 ? 1 : 0};
 }
 
 // Packed elements of 16 products times `channels`.
@@ -45,6 +63,16 @@ SF_DEVICE void load_weights(uint32_t (*b)[2], const T* at) {
             b[j + 1][0] = v[2];
             b[j + 1][1] = v[3];
         }
+    }
+}
+
+// d += a * b of Products (16 or 8) products.
+template <class T, int Products>
+SF_DEVICE void mma_products(float* d, const uint32_t* a, const uint32_t* b) {
+    if constexpr (Products == 8) {
+        mma_m16n8k8<T>(d, a, b);
+    } else {
+        mma_m16n8k16<T>(d, a, b);
     }
 }
 
@@ -77,31 +105,64 @@ SF_DEVICE void multiply8(float (&acc)[M][Tiles][4], const T* const (&rows)[M], c
     }
 }
 
-// `channels` products from consecutive channels at rows[m] (this lane's row lane % 16, channel 0).
-template <class T, int M, int Tiles>
-SF_DEVICE void multiply_channels(float (&acc)[M][Tiles][4], const T* const (&rows)[M], int channels,
-                                 const T* weights, int weight_step) {
-    const T* at[M];
-    SF_UNROLL
-    for (int m = 0; m < M; ++m) at[m] = rows[m] + lane() / 16 * 8;
-    auto step = [&] {
-        multiply16<T, M, Tiles>(acc, at, weights);
-        weights += weight_step;
+// f(std::integral_constant<int, n>{}), for 1 <= n <= Most: how many tiles there are is then known when the loops
+// over them are unrolled.
+template <int Most, class F>
+SF_DEVICE void with_count(int n, const F& f) {
+    if constexpr (Most > 0) {
+        if (n == Most) {
+            f(std::integral_constant<int, Most>{});
+        } else {
+            with_count<Most - 1>(n, f);
+        }
+    }
+}
+
+// sums[tap][m][j] += `channels` products of the pixel at frame + rows[m] (this lane's row lane % 16, swizzle[m]
+// its swizzle) and the weights of tile j from weights + tap * tap_step on, for each tap that is live(tap): what one
+// ldmatrix brings meets all of them.
+template <class T, int M, int Taps, int Most, int Tiles, class Live>
+SF_DEVICE void multiply_channels(float (&sums)[Taps][Most][Tiles][4], const T* frame, const int (&rows)[M],
+                                 const int (&swizzle)[M], int channels, const T* weights, int weight_step,
+                                 int tap_step, const Live& live) {
+    auto products = [&](auto count, const uint32_t (&a)[M][4]) {
         SF_UNROLL
-        for (int m = 0; m < M; ++m) at[m] += 16;
+        for (int tap = 0; tap < Taps; ++tap) {
+            if (!live(tap)) continue;
+            uint32_t b[Tiles][2];
+            load_weights<Tiles>(b, weights + tap * tap_step);
+            SF_UNROLL
+            for (int m = 0; m < M; ++m) {
+                SF_UNROLL
+                for (int j = 0; j < Tiles; ++j) {
+                    mma_products<T, decltype(count)::value>(sums[tap][m][j], a[m], b[j]);
+                }
+            }
+        }
     };
-    // Two steps at a time, so that one's loads run ahead of the other's products.
+    int unit = lane() / 16;
+    auto step = [&] {
+        uint32_t a[M][4];
+        SF_UNROLL
+        for (int m = 0; m < M; ++m) ldmatrix_x4(a[m], frame + rows[m] + 8 * (unit ^ swizzle[m]));
+        products(std::integral_constant<int, 16>{}, a);
+        weights += weight_step;
+        unit += 2;
+    };
+    // Of few tiles two steps at a time, so that one's loads run ahead of the other's products.
+    constexpr int kSteps = Taps * M * Tiles < 8 ? 2 : 1;
     int c = 0;
     SF_NO_UNROLL
-    for (; c + 32 <= channels; c += 32) {
-        step();
-        step();
+    for (; c + 16 * kSteps <= channels; c += 16 * kSteps) {
+        SF_UNROLL
+        for (int i = 0; i < kSteps; ++i) step();
     }
     if (c + 16 <= channels) step();
     if (channels % 16 != 0) {
+        uint32_t a[M][4];
         SF_UNROLL
-        for (int m = 0; m < M; ++m) at[m] -= lane() / 16 * 8;
-        multiply8<T, M, Tiles>(acc, at, weights);
+        for (int m = 0; m < M; ++m) ldmatrix_x2(a[m], frame + rows[m] + (channels - 8));
+        products(std::integral_constant<int, 8>{}, a);
     }
 }
 
@@ -142,13 +203,7 @@ SF_DEVICE void multiply_operand(float (&acc)[M][Tiles][4], const uint32_t (&a)[M
     SF_UNROLL
     for (int m = 0; m < M; ++m) {
         SF_UNROLL
-        for (int j = 0; j < Tiles; ++j) {
-            if constexpr (Products == 8) {
-                mma_m16n8k8<T>(acc[m][j], a[m], b[j]);
-            } else {
-                mma_m16n8k16<T>(acc[m][j], a[m], b[j]);
-            }
-        }
+        for (int j = 0; j < Tiles; ++j) mma_products<T, Products>(acc[m][j], a[m], b[j]);
     }
 }
 
@@ -166,6 +221,18 @@ SF_DEVICE Vec<float, 2 * Tiles> row_of(const float (&acc)[All][4], int half, int
 }
 
 template <int M, int Tiles>
+SF_DEVICE void copy(float (&to)[M][Tiles][4], const float (&from)[M][Tiles][4]) {
+    SF_UNROLL
+    for (int m = 0; m < M; ++m) {
+        SF_UNROLL
+        for (int j = 0; j < Tiles; ++j) {
+            SF_UNROLL
+            for (int i = 0; i < 4; ++i) to[m][j][i] = from[m][j][i];
+        }
+    }
+}
+
+template <int M, int Tiles>
 SF_DEVICE void clear(float (&acc)[M][Tiles][4]) {
     SF_UNROLL
     for (int m = 0; m < M; ++m) {
@@ -179,7 +246,7 @@ SF_DEVICE void clear(float (&acc)[M][Tiles][4]) {
 
 // Rows between the lines of an output tile: every line begins a new eight rows where that takes no more than
 // `rows`. An ldmatrix tile that breaks within it would meet a bank twice.
-SF_DEVICE int line_rows(int tile_h, int tile_w, int rows) {
+SF_HOST_DEVICE int line_rows(int tile_h, int tile_w, int rows) {
     const int eights = round_up(tile_w, 8);
     return eights * tile_h <= rows ? eights : tile_w;
 }

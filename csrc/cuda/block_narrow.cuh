@@ -6,53 +6,76 @@
 // others compute conv_b and conv_c of frame u, and the next frame of the ring is on its way. conv_b's result
 // stays in registers: it is the first operand of conv_c. The residual, or the operand of the shortcut's
 // convolution, is still in the ring.
+//
+// A rolling conv_a of three taps reads each input frame once: its products with all taps go to three sets of
+// sums, which move on by one frame from one input frame to the next and stay in the registers of the warp that
+// owns the pixels. Other temporal kernels, and halos of more pixels than the registers have room for, are summed
+// tap by tap from the ring.
+//
+// The ring of a rolling block has four frames, not three, because of the residual: while frame u + 2 is added to
+// the sums and frame u + 3 is on its way, frame u is still added to conv_c's result and frame u + 1 waits for
+// that. A ring of three would need a second barrier in each phase, behind which the next frame sets out.
 #pragma once
 
 #include "cuda/block_mma.cuh"
 
 namespace slowfast::cuda {
 
-template <class T>
-struct BlockNarrowParams {
-    const T* x;
-    T* out;
-    const T* weights;            // packed: a, b, c and the shortcut's
-    const float* shifts;         // of a, b, and c with the shortcut's
-    int64_t x_pitch, out_pitch;  // elements from pixel to pixel
-    int frames, height, width, out_height, out_width;
-    int cin, cout, kernel_t, stride, dilation;
-    int tile_h, tile_w, segment;  // output pixels, frames
-};
-
-// Where things lie in shared memory, in bytes from its start; multiples of 16.
+// Where things lie in shared memory, in bytes from its start (multiples of 16), and what else is the same for all
+// threads. The host counts it: what the kernel finds among its parameters takes no registers.
 struct BlockNarrowShared {
-    int halo_h, halo_w, halo, rows;  // pixels of the halo; output pixels rounded up to whole tasks
+    int halo_h, halo_w, halo, rows;  // pixels of the halo; output pixels rounded up
     int ring, x_pitch, x_frame;      // frames; elements
     int a_frame;                     // elements
-    int weight_elements, wide;       // wide: cout rounded up to 32
+    int wide;                        // cout rounded up to 32
+    // Elements of the weights: of a tap of conv_a, where those of the others begin, and of all.
+    int weights_tap, weights_b, weights_c, weights_shortcut, weight_elements;
+    int b_tiles, centre;  // tensor-core tiles of output pixels; centre of a window, pixels from its first
+    // 16-byte units of an input pixel, and steps from one that a thread fetches to its next.
+    int units, row_step, unit_step;
+    tile::Swizzle x_swizzle, a_swizzle;
     int at_ring, at_a, at_weights, at_shifts, at_inside, at_window, at_out;
     int64_t bytes;
 };
 
-constexpr int kNarrowRows = 32;  // of a task: two tensor-core tiles
+constexpr int kNarrowRows = 32;      // that a warp has of conv_b and conv_c at a time: two tensor-core tiles
+constexpr int kNarrowTaps = 3;       // of a rolling conv_a
+constexpr int kNarrowRolling = 256;  // pixels of the largest halo of one
 
-SF_HOST_DEVICE BlockNarrowShared block_narrow_shared(int inner, int cin, int cout, bool shortcut,
-                                                     int kernel_t, int stride, int dilation, int tile_h,
-                                                     int tile_w) {
+SF_HOST_DEVICE constexpr int block_narrow_threads(int inner) {
+    return inner >= 16 ? 256 : 128;
+}
+SF_HOST_DEVICE constexpr int block_narrow_resident(int inner) {
+    return inner >= 32 ? 1 : inner >= 16 ? 2 : 4;
+}
+
+inline BlockNarrowShared block_narrow_shared(int inner, int cin, int cout, bool shortcut, int kernel_t,
+                                             int stride, int dilation, int tile_h, int tile_w) {
     BlockNarrowShared s;
     s.halo_h = (tile_h - 1) * stride + 2 * dilation + 1;
     s.halo_w = (tile_w - 1) * stride + 2 * dilation + 1;
     s.halo = s.halo_h * s.halo_w;
     s.rows = round_up(tile_h * tile_w, kNarrowRows);
+    s.b_tiles = ceil_div(tile::line_rows(tile_h, tile_w, s.rows) * tile_h, 16);
+    s.centre = dilation * (s.halo_w + 1);
+    s.units = cin / 8;
+    s.row_step = block_narrow_threads(inner) / s.units;
+    s.unit_step = block_narrow_threads(inner) % s.units;
     // The frames that a phase reads, and the one on its way.
     s.ring = (kernel_t > 2 ? kernel_t : 2) + 1;
-    s.x_pitch = tile::row_pitch(cin);
+    s.x_pitch = tile::pixel_pitch(cin);
     s.x_frame = s.halo * s.x_pitch;
+    // The windows' pixels are `stride` apart.
+    s.x_swizzle = tile::pixel_swizzle(cin, stride);
+    s.a_swizzle = tile::pixel_swizzle(inner, stride);
     s.a_frame = s.halo * tile::row_pitch(inner);
     s.wide = round_up(cout, 32);
     const int x_steps = ceil_div(cin, 16);
-    s.weight_elements = 16 * (kernel_t * x_steps * inner + ceil_div(9 * inner, 16) * inner +
-                              (ceil_div(inner, 16) + (shortcut ? x_steps : 0)) * s.wide);
+    s.weights_tap = x_steps * tile::step_elements(inner);
+    s.weights_b = kernel_t * s.weights_tap;
+    s.weights_c = s.weights_b + ceil_div(9 * inner, 16) * tile::step_elements(inner);
+    s.weights_shortcut = s.weights_c + ceil_div(inner, 16) * tile::step_elements(s.wide);
+    s.weight_elements = s.weights_shortcut + (shortcut ? x_steps * tile::step_elements(s.wide) : 0);
     s.at_ring = 0;
     int64_t at = int64_t(s.ring) * s.x_frame * 2;
     s.at_a = static_cast<int>(at);
@@ -71,21 +94,30 @@ SF_HOST_DEVICE BlockNarrowShared block_narrow_shared(int inner, int cin, int cou
     return s;
 }
 
-SF_HOST_DEVICE constexpr int block_narrow_threads(int inner) {
-    return inner >= 32 ? 256 : 128;
-}
-SF_HOST_DEVICE constexpr int block_narrow_resident(int inner) {
-    return inner >= 32 ? 1 : inner >= 16 ? 3 : 4;
-}
+template <class T>
+struct BlockNarrowParams {
+    const T* x;
+    T* out;
+    const T* weights;            // packed: a, b, c and the shortcut's
+    const float* shifts;         // of a, b, and c with the shortcut's
+    int64_t x_pitch, out_pitch;  // elements from pixel to pixel
+    int64_t x_frame, out_frame;  // and from frame to frame
+    int frames, height, width, out_height, out_width;
+    int cin, cout, kernel_t, stride, dilation;
+    int tile_h, tile_w, segment;  // output pixels, frames
+    BlockNarrowShared shared;
+};
 
-template <class T, int C, bool Shortcut>
+template <class T, int C, bool Shortcut, bool Rolling>
 SF_KERNEL SF_LAUNCH_BOUNDS(block_narrow_threads(C),
                            block_narrow_resident(C)) void block_narrow_kernel(const BlockNarrowParams<T> p) {
     constexpr int kThreads = block_narrow_threads(C), kWarps = kThreads / kWarp;
     constexpr int kTiles = C / 8, kPitch = tile::row_pitch(C), kStep = tile::step_elements(C);
-    constexpr int kM = kNarrowRows / 16;
-    const BlockNarrowShared s =
-        block_narrow_shared(C, p.cin, p.cout, Shortcut, p.kernel_t, p.stride, p.dilation, p.tile_h, p.tile_w);
+    constexpr int kTaps = Rolling ? kNarrowTaps : 1;
+    // Tiles of 16 pixels of the halo whose sums a warp holds, and how many of them follow one another: with many
+    // channels two, which share the weights that are loaded, even if another warp then has none.
+    constexpr int kHeld = kNarrowRolling / 16 / kWarps, kTogether = C >= 16 ? 2 : 1;
+    const BlockNarrowShared& s = p.shared;
     unsigned char* shared = dynamic_shared<unsigned char>();
     T* ring = reinterpret_cast<T*>(shared + s.at_ring);
     T* a_result = reinterpret_cast<T*>(shared + s.at_a);
@@ -107,8 +139,8 @@ SF_KERNEL SF_LAUNCH_BOUNDS(block_narrow_threads(C),
     const int64_t clip = block / segments;
     const int last = first + p.segment < p.frames ? first + p.segment : p.frames;
     const int reach = p.kernel_t / 2;
-    const T* x = p.x + clip * p.frames * p.height * p.width * p.x_pitch;
-    T* out = p.out + clip * p.frames * p.out_height * p.out_width * p.out_pitch;
+    const T* x = p.x + clip * p.frames * p.x_frame;
+    T* out = p.out + clip * p.frames * p.out_frame;
 
     for (int i = thread_x(); i < s.halo; i += kThreads) {
         const int y = out_y * p.stride - p.dilation + i / s.halo_w;
@@ -122,24 +154,22 @@ SF_KERNEL SF_LAUNCH_BOUNDS(block_narrow_threads(C),
     for (int i = thread_x(); i < 2 * C + s.wide; i += kThreads) shifts[i] = p.shifts[i];
     syncthreads();
 
-    const int units = p.cin / 8;
-    int first_row = thread_x() / units, first_unit = thread_x() % units;
-    if (units == 4) {  // eight lanes bring half of four rows, two apart, which are in different banks
+    int first_row = thread_x() / s.units, first_unit = thread_x() % s.units;
+    if (s.units == 4) {  // eight lanes bring half of four rows, two apart, which are in different banks
         first_row = 8 * warp() + lane() / 2 % 4 * 2 + lane() / 8 % 2;
         first_unit = lane() / 16 * 2 + lane() % 2;
     }
-    const int row_step = kThreads / units, unit_step = kThreads % units;
     auto fetch = [&](int frame, int place) {
         T* to = ring + place * s.x_frame;
-        const T* from = x + int64_t(frame) * p.height * p.width * p.x_pitch;
+        const T* from = x + frame * p.x_frame;
         int unit = first_unit;
-        for (int row = first_row; row < s.halo; row += row_step) {
+        for (int row = first_row; row < s.halo; row += s.row_step) {
             const int pixel = inside[row];
-            cp_async16(to + row * s.x_pitch + 8 * unit, pixel < 0 ? x : from + pixel * p.x_pitch + 8 * unit,
-                       pixel >= 0);
-            unit += unit_step;
-            if (unit >= units) {
-                unit -= units;
+            cp_async16(to + row * s.x_pitch + 8 * (unit ^ s.x_swizzle(row)),
+                       pixel < 0 ? x : from + pixel * p.x_pitch + 8 * unit, pixel >= 0);
+            unit += s.unit_step;
+            if (unit >= s.units) {
+                unit -= s.units;
                 ++row;
             }
         }
@@ -156,124 +186,196 @@ SF_KERNEL SF_LAUNCH_BOUNDS(block_narrow_threads(C),
     }
     cp_async_commit();
 
-    const int x_steps = ceil_div(p.cin, 16);
-    const T* weights_b = weights + p.kernel_t * x_steps * kStep;
-    const T* weights_c = weights_b + ceil_div(9 * C, 16) * kStep;
-    const T* weights_s = weights_c + ceil_div(C, 16) * 16 * s.wide;
-    const int a_tasks = ceil_div(s.halo, kNarrowRows), b_tasks = s.rows / kNarrowRows;
-    const int group = reversed_row(lane() / 4), quarter = lane() % 4;
-    const int load_row = lane() / 8 % 2 * 8 + reversed_row(lane() % 8);  // of a tile of 16
+    // Where this thread stands in its block, said anew in each phase: what follows from it is then computed where it
+    // is used, instead of waiting in registers, which the sums need.
+    uint32_t thread = thread_x();
+    auto of_warp = [&] { return static_cast<int>(thread / kWarp); };
+    auto of_lane = [&] { return static_cast<int>(thread % kWarp); };
+    auto group = [&] { return reversed_row(of_lane() / 4); };
+    auto quarter = [&] { return of_lane() % 4; };
+    auto load_row = [&] { return of_lane() / 8 % 2 * 8 + reversed_row(of_lane() % 8); };  // of a tile of 16
 
-    // Of 32 pixels of the halo, for frame u + 1. place: of the first frame that it reads, in the ring.
-    auto conv_a = [&](int row0, int u, int place) {
+    // Of conv_a. Where it rolls, sums[i] is of frame + reach - i, `frame` being the one that was added last.
+    float sums[kTaps][kHeld][kTiles][4] = {};
+    // First pixel of this warp's i-th tile of the halo.
+    auto tile_row = [&](int i) {
+        return 16 * ((i / kTogether * kWarps + of_warp()) * kTogether + i % kTogether);
+    };
+    // How many there are from the i-th on, kHeld at most.
+    auto held_from = [&](int i) {
+        int n = 0;
+        while (n < kHeld && tile_row(i + n) < s.halo) ++n;
+        return n;
+    };
+    auto begin_a = [&](float (&acc)[kHeld][kTiles][4]) {
         constexpr int kJoined = tile::joined(C);
-        T* result = a_result + (u + 1) % 2 * s.a_frame;
-        int at[kM];
+        tile::begin(acc, load_run<2 * kJoined>(shifts + 2 * kJoined * quarter()));
+    };
+    // A frame's products for this warp's tiles from `from` on, with the taps at `tap_weights`, to the sums.
+    auto add_to_a = [&](auto count, int from, const T* x_frame, const T* tap_weights, auto live) {
+        constexpr int kM = decltype(count)::value;
+        int rows[kM], swizzle[kM];
         SF_UNROLL
         for (int m = 0; m < kM; ++m) {
-            const int row = row0 + 16 * m + load_row;
-            at[m] = (row < s.halo ? row : s.halo - 1) * s.x_pitch;
+            const int row = tile_row(from + m) + load_row();
+            rows[m] = (row < s.halo ? row : s.halo - 1) * s.x_pitch;
+            swizzle[m] = s.x_swizzle(load_row());
         }
-        float acc[kM][kTiles][4];
-        tile::begin(acc, load_run<2 * kJoined>(shifts + 2 * kJoined * quarter));
-        for (int tap = 0; tap < p.kernel_t; ++tap) {
-            const int frame = u + 1 + tap - reach;
-            if (frame < 0 || frame >= p.frames) continue;
-            const T* x_frame = ring + onward(place, tap) * s.x_frame;
-            const T* rows[kM];
-            SF_UNROLL
-            for (int m = 0; m < kM; ++m) rows[m] = x_frame + at[m];
-            tile::multiply_channels<T, kM, kTiles>(acc, rows, p.cin, weights + tap * x_steps * kStep, kStep);
-        }
+        tile::multiply_channels<T, kM>(sums, x_frame, rows, swizzle, p.cin, tap_weights, kStep, s.weights_tap,
+                                       live);
+    };
+    // Of those tiles, for frame u, whose sums are complete.
+    auto store_a = [&](int from, int u) {
+        constexpr int kJoined = tile::joined(C);
+        T* result = a_result + u % 2 * s.a_frame;
         SF_UNROLL
-        for (int m = 0; m < kM; ++m) {
+        for (int m = 0; m < kHeld; ++m) {
             SF_UNROLL
             for (int half = 0; half < 2; ++half) {
-                const int row = row0 + 16 * m + 8 * half + group;
+                const int row = tile_row(from + m) + 8 * half + group();
                 if (row >= s.halo) continue;
                 // The padding of conv_b is zero, whatever conv_a makes of pixels outside.
                 const bool in = inside[row] >= 0;
-                const auto v = relu_from_float<T>(tile::row_of<kJoined>(acc[m], half));
-                store(result + row * kPitch + 2 * kJoined * quarter, in ? v : Vec<T, 2 * kJoined>{});
+                const auto v = relu_from_float<T>(tile::row_of<kJoined>(sums[kTaps - 1][m], half));
+                const int channel = 2 * kJoined * quarter() ^ 8 * s.a_swizzle(8 * half);
+                store(result + row * kPitch + channel, in ? v : Vec<T, 2 * kJoined>{});
             }
         }
     };
-    // Of 32 output pixels of frame u.
-    using Middle = uint32_t[(kTiles + 1) / 2][kM][4];  // conv_b's result
-    auto conv_b = [&](Middle& middle, int row0, int u) {
-        const T* a_frame = a_result + (u + 2) % 2 * s.a_frame;
+    // conv_a of frame u. place: of the first frame that it reads, in the ring.
+    auto conv_a = [&](int u, int place) {
+        if constexpr (Rolling) {
+            // Of the first frame of the segment there are no sums yet.
+            for (int i = u == first ? 0 : kTaps - 1; i < kTaps; ++i) {
+                SF_UNROLL
+                for (int tap = kTaps - 1; tap > 0; --tap) tile::copy(sums[tap], sums[tap - 1]);
+                begin_a(sums[0]);
+                const int frame = u - reach + i;
+                if (frame < 0 || frame >= p.frames) continue;
+                const T* x_frame = ring + onward(place, i) * s.x_frame;
+                tile::with_count<kHeld>(held_from(0), [&](auto count) {
+                    if (frame > first && frame + 1 < last) {
+                        add_to_a(count, 0, x_frame, weights, [](int) { return true; });
+                    } else {
+                        // Sums of frames of other segments are left alone.
+                        add_to_a(count, 0, x_frame, weights, [&](int tap) {
+                            return frame + reach - tap >= first && frame + reach - tap < last;
+                        });
+                    }
+                });
+            }
+            store_a(0, u);
+        } else {
+            for (int from = 0; tile_row(from) < s.halo; from += kHeld) {
+                begin_a(sums[0]);
+                for (int tap = 0; tap < p.kernel_t; ++tap) {
+                    const int frame = u - reach + tap;
+                    if (frame < 0 || frame >= p.frames) continue;
+                    const T* x_frame = ring + onward(place, tap) * s.x_frame;
+                    tile::with_count<kHeld>(held_from(from), [&](auto count) {
+                        add_to_a(count, from, x_frame, weights + tap * s.weights_tap,
+                                 [](int) { return true; });
+                    });
+                }
+                store_a(from, u);
+            }
+        }
+    };
+    // Of kM tiles of 16 output pixels of frame u, from row0 on. middle: conv_b's result.
+    auto conv_b = [&](auto& middle, int row0, int u) {
+        constexpr int kM = sizeof(middle[0]) / sizeof(middle[0][0]);
+        const T* a_frame = a_result + u % 2 * s.a_frame;
         float acc[kM][kTiles][4];
         tile::clear(acc);
+        int pixels[kM];
         const T* rows[kM];
         SF_UNROLL
-        for (int m = 0; m < kM; ++m) rows[m] = a_frame + window[row0 + 16 * m + load_row] * kPitch;
-        const int step_y = p.dilation * s.halo_w * kPitch, step_x = p.dilation * kPitch;
+        for (int m = 0; m < kM; ++m) {
+            pixels[m] = window[row0 + 16 * m + load_row()];
+            rows[m] = a_frame + pixels[m] * kPitch;
+        }
+        const int step_y = p.dilation * s.halo_w, step_x = p.dilation;
         if constexpr (C == 8) {
             // Two taps are 16 products.
             SF_UNROLL
             for (int pair = 0; pair < 4; ++pair) {
                 const int even = 2 * pair, odd = even + 1;
-                const int tap_at =
-                    lane() < 16 ? even / 3 * step_y + even % 3 * step_x : odd / 3 * step_y + odd % 3 * step_x;
+                const int tap_at = of_lane() < 16 ? even / 3 * step_y + even % 3 * step_x
+                                                  : odd / 3 * step_y + odd % 3 * step_x;
                 const T* shifted[kM];
                 SF_UNROLL
-                for (int m = 0; m < kM; ++m) shifted[m] = rows[m] + tap_at;
-                tile::multiply16<T, kM, kTiles>(acc, shifted, weights_b + pair * kStep);
+                for (int m = 0; m < kM; ++m) shifted[m] = rows[m] + tap_at * kPitch;
+                tile::multiply16<T, kM, kTiles>(acc, shifted, weights + s.weights_b + pair * kStep);
             }
             SF_UNROLL
-            for (int m = 0; m < kM; ++m) rows[m] += 2 * step_y + 2 * step_x;
-            tile::multiply8<T, kM, kTiles>(acc, rows, weights_b + 4 * kStep);
+            for (int m = 0; m < kM; ++m) rows[m] += (2 * step_y + 2 * step_x) * kPitch;
+            tile::multiply8<T, kM, kTiles>(acc, rows, weights + s.weights_b + 4 * kStep);
         } else {
             SF_UNROLL
-            for (int m = 0; m < kM; ++m) rows[m] += lane() / 16 * 8;
-            SF_UNROLL
             for (int tap = 0; tap < 9; ++tap) {
+                const int tap_at = tap / 3 * step_y + tap % 3 * step_x;  // pixels
+                int unit[kM];
+                SF_UNROLL
+                for (int m = 0; m < kM; ++m) {
+                    unit[m] = of_lane() / 16;
+                    // Without a convolution in the shortcut there is no stride.
+                    if constexpr (Shortcut) unit[m] ^= s.a_swizzle(pixels[m] + tap_at);
+                }
                 SF_UNROLL
                 for (int c = 0; c < C / 16; ++c) {
                     const T* shifted[kM];
                     SF_UNROLL
                     for (int m = 0; m < kM; ++m) {
-                        shifted[m] = rows[m] + tap / 3 * step_y + tap % 3 * step_x + 16 * c;
+                        shifted[m] = rows[m] + tap_at * kPitch + 8 * unit[m] + 16 * c;
                     }
-                    tile::multiply16<T, kM, kTiles>(acc, shifted, weights_b + (tap * (C / 16) + c) * kStep);
+                    tile::multiply16<T, kM, kTiles>(acc, shifted,
+                                                    weights + s.weights_b + (tap * (C / 16) + c) * kStep);
                 }
             }
         }
         tile::to_operand<T>(middle, acc, shifts + C);
     };
-    // x_frame: centres of the windows.
-    auto conv_c = [&](const Middle& middle, int row0, const T* x_frame, T* out_frame) {
+    // The same pixels of the result.
+    auto conv_c = [&](const auto& middle, int row0, const T* x_frame, T* out_frame) {
+        constexpr int kM = sizeof(middle[0]) / sizeof(middle[0][0]);
         for (int n = 0; n < s.wide; n += 32) {
-            const int channel = n + 8 * quarter;
-            float acc[kM][4][4];
-            tile::begin(acc, load_run<8>(shifts + 2 * C + channel));
+            const int channel = n + 8 * quarter();
+            float acc[1][kM][4][4];
+            tile::begin(acc[0], load_run<8>(shifts + 2 * C + channel));
             SF_UNROLL
             for (int k = 0; k < ceil_div(C, 16); ++k) {
-                tile::multiply_operand<T, C == 8 ? 8 : 16>(acc, middle[k], weights_c + 16 * (k * s.wide + n));
+                tile::multiply_operand<T, C == 8 ? 8 : 16>(acc[0], middle[k],
+                                                           weights + s.weights_c + 16 * (k * s.wide + n));
             }
             if constexpr (Shortcut) {
-                const T* rows[kM];
+                int rows[kM], swizzle[kM];
                 SF_UNROLL
                 for (int m = 0; m < kM; ++m) {
-                    rows[m] = x_frame + window[row0 + 16 * m + load_row] * s.x_pitch;
+                    const int pixel = window[row0 + 16 * m + load_row()] + s.centre;
+                    rows[m] = pixel * s.x_pitch;
+                    swizzle[m] = s.x_swizzle(pixel);
                 }
-                tile::multiply_channels<T, kM, 4>(acc, rows, p.cin, weights_s + 16 * n, 16 * s.wide);
+                tile::multiply_channels<T, kM>(acc, x_frame, rows, swizzle, p.cin,
+                                               weights + s.weights_shortcut + 16 * n, 16 * s.wide, 0,
+                                               [](int) { return true; });
             }
             if (channel >= p.cout) continue;
             SF_UNROLL
             for (int m = 0; m < kM; ++m) {
                 SF_UNROLL
                 for (int half = 0; half < 2; ++half) {
-                    const int row = row0 + 16 * m + 8 * half + group;
-                    const int pixel = out_at[row];
-                    if (pixel < 0) continue;
-                    const auto v = tile::row_of<4>(acc[m], half);
-                    T* to = out_frame + pixel * p.out_pitch + channel;
+                    const int row = row0 + 16 * m + 8 * half + group();
+                    const int at = out_at[row];
+                    if (at < 0) continue;
+                    const auto v = tile::row_of<4>(acc[0][m], half);
+                    T* to = out_frame + at * p.out_pitch + channel;
                     if constexpr (Shortcut) {
                         store_result(to, relu_from_float<T>(v));
                     } else {
-                        store_result(
-                            to, tile::finished<T>(v, load<8>(x_frame + window[row] * s.x_pitch + channel)));
+                        const int pixel = window[row] + s.centre;
+                        const int unit = channel / 8 ^ s.x_swizzle(pixel);
+                        store_result(to,
+                                     tile::finished<T>(v, load<8>(x_frame + pixel * s.x_pitch + 8 * unit)));
                     }
                 }
             }
@@ -283,24 +385,23 @@ SF_KERNEL SF_LAUNCH_BOUNDS(block_narrow_threads(C),
     for (int u = first - 1; u < last; ++u, place = onward(place, 1)) {
         cp_async_wait<0>();
         syncthreads();
-        const bool more = u + 1 < last;  // conv_a of the next frame
+        thread = fresh(thread);
         if (u + 2 < last && u + 2 + reach < p.frames) fetch(u + 2 + reach, onward(place, p.kernel_t));
         cp_async_commit();
 
-        const int a_count = more ? a_tasks : 0;
-        const int count = a_count + (u >= first ? b_tasks : 0);
-        for (int task = warp(); task < count; task += kWarps) {
-            if (task < a_count) {
-                conv_a(task * kNarrowRows, u, place);
-                continue;
-            }
-            const int row0 = (task - a_count) * kNarrowRows;
-            Middle middle;
-            conv_b(middle, row0, u);
-            const T* x_frame = ring + onward(place, reach > 0 ? reach - 1 : s.ring - 1) * s.x_frame +
-                               p.dilation * (s.halo_w + 1) * s.x_pitch;
-            T* out_frame = out + int64_t(u) * p.out_height * p.out_width * p.out_pitch;
-            conv_c(middle, row0, x_frame, out_frame);
+        if (u + 1 < last) conv_a(u + 1, place);
+        if (u < first) continue;
+        const T* x_frame = ring + onward(place, reach > 0 ? reach - 1 : s.ring - 1) * s.x_frame;
+        T* out_frame = out + u * p.out_frame;
+        // The last warp comes first: it has the least of conv_a.
+        constexpr int kM = kNarrowRows / 16, kSteps = ceil_div(C, 16);
+        for (int b = (kWarps - 1 - of_warp()) * kM; b < s.b_tiles; b += kWarps * kM) {
+            tile::with_count<kM>(b + kM <= s.b_tiles ? kM : s.b_tiles - b, [&](auto count) {
+                constexpr int kCount = decltype(count)::value;
+                uint32_t middle[kSteps][kCount][4];
+                conv_b(middle, 16 * b, u);
+                conv_c(middle, 16 * b, x_frame, out_frame);
+            });
         }
     }
 }

@@ -25,6 +25,7 @@
 //       Last argument of each: mask, all lanes by default. Every lane of the mask has to arrive.
 //   load<N>(p) load_readonly<N>(p) store(p, v)     Vec<T, N> of 1 to 16 bytes, aligned to its size
 //   store_result(p, v)                             into global memory that this kernel does not read
+//   fresh(v)                                       uint32_t v, of which the compiler forgets what it knew
 //   reversed_row(row)                              pixel of a row of a tensor-core tile: banks apart
 //   load_run<N>(p)                                 N floats, aligned to 16 bytes or their size
 //   cp_async16 cp_async8 cp_async4 (shared, global, valid = true)   zeros when not valid (global is not read)
@@ -115,6 +116,13 @@ SF_DEVICE int lane() {
 }
 SF_DEVICE int warp() {
     return thread_id() / kWarp;
+}
+
+// What is computed from the result is computed where it is used, instead of once before a loop, at the price of
+// registers all through it.
+SF_DEVICE uint32_t fresh(uint32_t v) {
+    asm volatile("" : "+r"(v));
+    return v;
 }
 
 // --- Meeting -----------------------------------------------------------------------------------------

@@ -58,6 +58,9 @@ inline int lane() {
 inline int warp() {
     return emulator::current->warp;
 }
+inline uint32_t fresh(uint32_t v) {
+    return v;
+}
 
 // --- Meeting -----------------------------------------------------------------------------------------
 inline void syncthreads(Site site = Site::here()) {

@@ -1,8 +1,10 @@
 """bottleneck3d's CUDA kernels (emulated, where there is no GPU) against the reference in float64."""
 
 import importlib
+import json
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
+from emulator.accesses import counted
 from ops.parity import (
     ORDERS,
     SHRINK,
@@ -141,6 +144,70 @@ def test_tiles_do_not_change_the_result(name, provider):
     for config in (fit.Tiles(3, 3, 7), fit.Tiles(2, 5, 3), fit.Tiles(4, 4, 1)):
         other, _ = run_packed(args, kwargs, config=config)
         assert torch.equal(bits(other), bits(first)), f"{config}"
+
+
+@pytest.mark.parametrize(
+    "name, large", [("res2.fast.0", 16), ("res3.fast.1", 15), ("dilated and strided", 7)]
+)
+def test_rolling_sums_are_the_same_bits(name, large, provider):
+    """A halo of more pixels than rolling sums have registers for is summed tap by tap, in the same order."""
+    args, kwargs = case_named(OP, name).args(dtype=torch.bfloat16, shrink=SHRINK)
+    args = (args[0][:, :, :5], *args[1:])
+    stride, dilation = kwargs.get("stride", 1), kwargs.get("dilation", 1)
+    rolling, other = fit.Tiles(3, 5, 2), fit.Tiles(large, large, 2)
+    assert fit._halo(rolling, stride, dilation) <= fit.ROLLING_HALO < fit._halo(other, stride, dilation)
+    (first, _), (second, _) = (run_packed(args, kwargs, config=tiles) for tiles in (rolling, other))
+    assert first.isfinite().all()
+    assert torch.equal(bits(first), bits(second))
+
+
+def narrow(inner, cin, frames, size):
+    """A call of an identity block on a map of this size, packed as well."""
+    args, kwargs = _call(Draw(dtype=torch.bfloat16), (1, cin, frames, *size), inner, cin, 3)
+    return args, kwargs, kernels.pack(BlockSpec(*args[1:], **kwargs), torch.bfloat16)
+
+
+NARROW_CIN = {8: 32, 16: 64, 32: 128}  # of Fast's identity blocks
+
+
+@pytest.mark.skipif(not _extension.EMULATE, reason="counted by the emulator")
+@pytest.mark.parametrize("inner", kernels.NARROW)
+def test_a_rolling_conv_a_reads_every_frame_once(inner, provider):
+    cin, frames, tiles = NARROW_CIN[inner], 8, fit.Tiles(7, 14, 4)
+    args, kwargs, _ = narrow(inner, cin, frames, (7, 14))
+    (found,) = counted(lambda: run_packed(args, kwargs, config=tiles))
+    lines = (Path(_extension.__file__).parents[1] / "csrc/cuda/block_mma.cuh").read_text().splitlines()
+    (line,) = (i for i, text in enumerate(lines, 1) if "ldmatrix_x4(a[m], frame +" in text)
+    (read,) = (x for x in found.sites if x.site == f"block_mma.cuh:{line}")
+    # Frames 0 to 4 for the results of 0 to 3, 3 to 7 for the others; the halo's 9 x 16 pixels, 16 x 16 at a time.
+    assert read.requests == (5 + 5) * 9 * (cin // 16)
+    assert read.passes == read.least
+    assert found.threads == 32 * fit.NARROW_BLOCKS[inner][0]
+
+
+def test_tiles_of_fast_blocks(provider):
+    """7 x 14 pixels fit an SM of an H200, where C = 8 four times; what is offered for three taps rolls."""
+    for inner, size, resident in ((8, 56, 4), (16, 28, 2), (32, 14, 1)):
+        _, _, packed = narrow(inner, NARROW_CIN[inner], 1, (2, 2))
+        found = fit.heuristic(packed, 8, 32, size, size, 1, 1, 132, fit.SHARED_BYTES)
+        assert (found.height, found.width) == (7, 14)
+        each = fit.shared_bytes(packed, found, 1, 1) + 1024
+        assert (fit.SHARED_BYTES + 1024) // each == resident == fit.NARROW_BLOCKS[inner][1]
+        for tiles in fit.candidates(packed, 8, 32, size, size, 1, 1, fit.SHARED_BYTES):
+            assert fit._halo(tiles, 1, 1) <= fit.ROLLING_HALO
+            assert fit.shared_bytes(packed, tiles, 1, 1) <= fit.SHARED_BYTES
+
+
+def test_registers_leave_room_for_the_blocks_that_are_reckoned_with(provider):
+    path = _extension.LIB_DIR / "cuda_resources.json"
+    if not path.exists():
+        pytest.skip("the CUDA library was not built with nvcc")
+    name = re.compile(r"block_narrow_kernel<\w+, (\d+), ")
+    found = [(m, k) for k in json.loads(path.read_text()) if (m := name.match(k["kernel"]))]
+    assert {int(m[1]) for m, _ in found} == set(fit.NARROW_BLOCKS)
+    for m, k in found:
+        warps, resident = fit.NARROW_BLOCKS[int(m[1])]
+        assert k["threads"] == 32 * warps and k["blocks_per_sm"] >= resident, k
 
 
 @pytest.mark.skipif(not _extension.EMULATE, reason="orders of the emulator's threads")

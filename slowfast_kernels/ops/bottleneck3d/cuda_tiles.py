@@ -15,6 +15,13 @@ from .cuda_pack import WIDE, Packed
 #: Multiprocessors and shared memory of a block where no device says (the emulator's, an H200's).
 PROCESSORS, SHARED_BYTES = 132, 227 * 1024
 
+#: Inner width of a narrow block -> warps of a block of threads, blocks of threads that a multiprocessor's registers
+#: hold; as block_narrow_threads and block_narrow_resident of block_narrow.cuh have them.
+NARROW_BLOCKS = {8: (4, 4), 16: (8, 2), 32: (8, 1)}
+
+#: A rolling conv_a's temporal taps, and pixels of its largest halo: kNarrowTaps and kNarrowRolling.
+ROLLING_TAPS, ROLLING_HALO = 3, 256
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -31,16 +38,27 @@ def _within(sizes: Iterable[int], height: int, width: int) -> list[tuple[int, in
     return list(itertools.product(heights, widths))
 
 
+def _rows(tiles: Tiles) -> int:
+    """Rows of the tensor cores' tiles for a tile's pixels; as line_rows of block_mma.cuh places its lines."""
+    eights, whole = -(-tiles.width // 8) * 8, -(-tiles.height * tiles.width // 32) * 32
+    return tiles.height * (eights if eights * tiles.height <= whole else tiles.width)
+
+
 def _pitch(channels: int) -> int:
     return (channels // 8 | 1) * 8
 
 
+def _halo(tiles: Tiles, stride: int, dilation: int) -> int:
+    """Input pixels of a tile."""
+    return math.prod((n - 1) * stride + 2 * dilation + 1 for n in (tiles.height, tiles.width))
+
+
 def shared_bytes(packed: Packed, tiles: Tiles, stride: int, dilation: int) -> int:
     """Shared memory of a block of threads; as block_narrow_shared of block_narrow.cuh counts it."""
-    height, width = ((n - 1) * stride + 2 * dilation + 1 for n in (tiles.height, tiles.width))
-    halo, rows = height * width, -(-tiles.height * tiles.width // 32) * 32
+    halo, rows = _halo(tiles, stride, dilation), -(-tiles.height * tiles.width // 32) * 32
     ring = max(packed.kernel_t, 2) + 1
-    maps = halo * (ring * _pitch(packed.cin) + 2 * _pitch(packed.inner)) * 2
+    x_pitch = packed.cin if packed.cin % 64 == 0 else _pitch(packed.cin)
+    maps = halo * (ring * x_pitch + 2 * _pitch(packed.inner)) * 2
     vectors = 4 * packed.shifts.numel() + 8 * rows + -(-4 * halo // 16) * 16
     return maps + packed.weights.numel() * 2 + vectors
 
@@ -58,12 +76,17 @@ def limits(device: torch.device) -> tuple[int, int]:
 def candidates(
     packed: Packed, clips: int, frames: int, height: int, width: int, stride: int, dilation: int, shared: int
 ) -> list[Tiles]:
-    """Tiles worth measuring for [clips, cout, frames, height, width] results, by what they leave of shared memory."""
+    """Tiles worth measuring for [clips, cout, frames, height, width] results, by what they leave of shared memory.
+
+    Where conv_a can roll, those with which it does: the others read each input frame once for every tap.
+    """
     found = []
     for h, w in _within((4, 7, 8, 14, 16, 28), height, width):
         tiles = Tiles(h, w, frames)
         if h * w <= 512 and shared_bytes(packed, tiles, stride, dilation) <= shared:
             found.append(tiles)
+    if packed.kernel_t == ROLLING_TAPS:
+        found = [t for t in found if _halo(t, stride, dilation) <= ROLLING_HALO] or found
     if not found and shared_bytes(packed, Tiles(1, 1, frames), stride, dilation) <= shared:
         found.append(Tiles(1, 1, frames))
     return [
@@ -86,29 +109,49 @@ def heuristic(
 ) -> Tiles | None:
     """Tiles of a call, unmeasured; None where nothing fits into ``shared`` bytes.
 
-    A model of one phase of a multiprocessor: the products of all its tensor-core tiles, whole or not, and bytes
-    brought in, a byte taking as long as some 20 products; or the longest chain of tasks of 32 rows that one warp
-    does, which has a quarter of the multiprocessor at most and waits for its own results. Blocks of threads that
-    find no multiprocessor wait for the next round.
+    A model of one phase of a multiprocessor, in products: those of all its tensor-core tiles, whole or not, and bytes
+    brought in, a byte taking as long as some 20 products; or the longest chain of one warp. That one has a quarter of
+    the multiprocessor at most, and waits in each step of 16 products for its ldmatrix and then for the result, some 30
+    clocks each: at 1290 products a clock (mma.sync, 2580 FLOP) 60 clocks are 77,000 products that others could do
+    meanwhile. Blocks of threads that find no multiprocessor wait for the next round.
     """
     cin, inner, cout = packed.cin, packed.inner, packed.cout
-    warps = 8 if inner >= 32 else 4
+    warps, most = NARROW_BLOCKS[inner]
+    # Tiles of 16 pixels: of conv_a whose sums a warp holds, and that follow one another. Of conv_b every warp takes 2.
+    held, adjacent = ROLLING_HALO // 16 // warps, 2 if inner >= 16 else 1
+    wait = 60 * 1290
+    a = 16 * packed.kernel_t * cin * inner  # products of a tile of 16 pixels
+    bc = 16 * (9 * inner * inner + inner * cout + packed.shortcut * cin * cout)
+    steps_a = -(-cin // 16)
+    steps_c = -(-inner // 16) + packed.shortcut * steps_a + 1  # of 32 channels, with storing them
+    steps_bc = -(-9 * inner // 16) + -(-cout // 32) * steps_c
 
     def time(tiles: Tiles) -> float:
-        halo = math.prod((n - 1) * stride + 2 * dilation + 1 for n in (tiles.height, tiles.width))
-        a_tasks, b_tasks = -(-halo // 32), -(-tiles.height * tiles.width // 32)
-        a = 32 * packed.kernel_t * cin * inner
-        bc = 32 * (9 * inner * inner + inner * cout + packed.shortcut * cin * cout)
-        work = a_tasks * a + b_tasks * bc + halo * cin * 40
-        chain = -(-(a_tasks + b_tasks) // warps) * max(a, bc) * 8
-        resident = max(1, min(16 // warps, shared // shared_bytes(packed, tiles, stride, dilation)))
+        halo = _halo(tiles, stride, dilation)
+        a_tiles, b_tiles = -(-halo // 16), -(-_rows(tiles) // 16)
+        passes = 1 if packed.kernel_t == ROLLING_TAPS and halo <= ROLLING_HALO else packed.kernel_t
+
+        def chain(warp: int) -> float:
+            """As block_narrow_kernel deals the tiles: conv_a's from the first warp on, the others from the last."""
+            from_first = range(warp * adjacent, a_tiles, warps * adjacent)
+            from_last = range((warps - 1 - warp) * 2, b_tiles, warps * 2)
+            tiles_a = sum(min(adjacent, a_tiles - i) for i in from_first)
+            tiles_b = sum(min(2, b_tiles - i) for i in from_last)
+            steps = -(-tiles_a // held) * passes * steps_a + len(from_last) * steps_bc
+            return 4 * (tiles_a * a + tiles_b * bc) + wait * steps
+
+        brought = halo * cin * 40
+        work = a_tiles * a + b_tiles * bc + brought
+        taken = (
+            shared_bytes(packed, tiles, stride, dilation) + 1024
+        )  # with what the system takes of each block
+        resident = max(1, min(most, (shared + 1024) // taken))
         blocks = clips * -(-height // tiles.height) * -(-width // tiles.width) * -(-frames // tiles.frames)
         together = max(1, min(resident, -(-blocks // processors)))
         rounds = -(-blocks // (processors * resident))
-        start = packed.kernel_t // 2 * halo * cin * 40 + packed.weights.numel() * 40
-        phase = max(together * work, chain) * (
-            1.0 if together > 1 else 1.25
-        )  # alone, nothing hides the barriers
+        start = (packed.kernel_t - 1) * brought + packed.weights.numel() * 40
+        alone = 1.25 if together == 1 else 1.0  # alone, nothing hides the barriers
+        phase = alone * max(together * work, *map(chain, range(warps)))
         return rounds * (tiles.frames * phase + together * start)
 
     found = candidates(packed, clips, frames, height, width, stride, dilation, shared)
