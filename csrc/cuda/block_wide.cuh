@@ -170,9 +170,10 @@ SF_HOST_DEVICE BlockWideRestShared block_wide_rest_shared(int inner, int cin, bo
     s.halo_w = (tile_w - 1) * stride + 2 * dilation + 1;
     s.halo = s.halo_h * s.halo_w;
     s.x_pitch = tile::row_pitch(round_up(cin, 16));
-    // The shortcut's operand and conv_c's take the place of conv_a's result when conv_b is done.
+    // The shortcut's operand, or 64 channels of the residual, and conv_c's operand take the place of conv_a's
+    // result when conv_b is done.
     const int64_t maps = int64_t(s.halo) * tile::row_pitch(inner) * 2;
-    const int64_t operand = shortcut ? int64_t(rows) * s.x_pitch * 2 : 0;
+    const int64_t operand = int64_t(rows) * (shortcut ? s.x_pitch : kWideRestColumns) * 2;
     const int64_t operands =
         operand + (wide_rest_keeps(inner, rows, chained) ? int64_t(rows) * inner * 2 : 0);
     int64_t at = int64_t(kWideRestStages) * wide_rest_stage(inner) * 2;
@@ -278,7 +279,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kWideRestThreads,
         }
         tile::to_operand<T>(middle, acc, p.shifts);
     }
-    if constexpr (Shortcut || kKeeps) syncthreads();  // conv_b is done with the maps
+    syncthreads();  // conv_b is done with the maps
     if constexpr (kKeeps) {
         SF_UNROLL
         for (int m = 0; m < M; ++m) {
@@ -303,6 +304,21 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kWideRestThreads,
         cp_async_wait<0>();
     }
     const int group = lane() / 4, quarter = lane() % 4;
+    // The residual: every lane's own vectors of it, on their way while the products are formed. In shared memory, for
+    // beside the sums there are no registers for it.
+    T* residual = maps + 8 * (4 * M * 32 * warp() + lane());
+    auto fetch_residual = [&](int at, int64_t pixel, int channel) {
+        if (pixel >= 0 && channel < p.cout) {
+            cp_async16(residual + at * 32 * 8, x + pixel * p.x_pitch + channel);
+        }
+    };
+    if constexpr (!Shortcut) {
+        SF_UNROLL
+        for (int i = 0; i < 4 * M; ++i) {
+            const int row = row0 + 8 * (i / 2) + group;
+            fetch_residual(i, out_at[row], 32 * (i % 2) + 8 * quarter);
+        }
+    }
     float following[Chained ? M : 1][Chained ? kTiles : 1][4];
     if constexpr (Chained) tile::clear(following);
     for (int n = 0; n < p.cout; n += kWideRestColumns) {
@@ -345,6 +361,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kWideRestThreads,
         Vec<float, 8> shift[2];
         SF_UNROLL
         for (int q = 0; q < 2; ++q) shift[q] = load_run<8>(p.shifts + C + n + 32 * q + 8 * quarter);
+        if constexpr (!Shortcut) cp_async_wait<0>();
         SF_UNROLL
         for (int m = 0; m < M; ++m) {
             SF_UNROLL
@@ -352,7 +369,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kWideRestThreads,
                 const int64_t pixel = out_at[row0 + 16 * m + 8 * half + group];
                 SF_UNROLL
                 for (int q = 0; q < 2; ++q) {
-                    const int channel = n + 32 * q + 8 * quarter;
+                    const int channel = n + 32 * q + 8 * quarter, at = 4 * m + 2 * half + q;
                     Vec<uint32_t, 4> words = {};
                     if (pixel >= 0 && channel < p.cout) {
                         const auto sum = tile::row_of<4>(acc[m], half, 4 * q);
@@ -360,10 +377,11 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kWideRestThreads,
                         if constexpr (Shortcut) {
                             v = tile::finished<T>(sum, shift[q]);
                         } else {
-                            v = tile::finished<T>(sum, shift[q], load<8>(x + pixel * p.x_pitch + channel));
+                            v = tile::finished<T>(sum, shift[q], load<8>(residual + at * 32 * 8));
                         }
                         store_result(out + pixel * p.out_pitch + channel, v);
                         words = bit_cast<Vec<uint32_t, 4>>(v);
+                        if constexpr (!Shortcut) fetch_residual(at, pixel, channel + kWideRestColumns);
                     }
                     if constexpr (Chained) {
                         SF_UNROLL

@@ -175,7 +175,7 @@ def tail_shared_bytes(packed: Packed, tiles: TailTiles, stride: int, dilation: i
     height, width = ((n - 1) * stride + 2 * dilation + 1 for n in (tiles.height, tiles.width))
     rows = 64 if tiles.height * tiles.width <= 64 else 128
     maps = height * width * _pitch(packed.inner) * 2
-    operands = rows * _pitch(-(-packed.cin // 16) * 16) * 2 if packed.shortcut else 0
+    operands = rows * (_pitch(-(-packed.cin // 16) * 16) if packed.shortcut else 64) * 2
     if packed.chained and packed.inner == 128 and rows == 128:
         operands += rows * packed.inner * 2
     return 3 * 64 * packed.inner * 2 + max(maps, operands) + 8 * rows
