@@ -2,12 +2,19 @@
 //
 // A row of the left matrix is an output pixel, its k_size = taps * channels values lie in `taps` frames, a
 // constant distance apart: nothing is unfolded in memory. With stride alpha above half the taps hardly a
-// frame belongs to two outputs, so that blocks march over pixels, not over time.
+// frame belongs to two outputs, so that blocks march over pixels, not over time: those whose weights fit into
+// shared memory over one tile of pixels after the other, the next tile's values on their way while this one
+// is finished; the others compute one tile, and the weights come with the values.
 #pragma once
 
 #include "cuda/primitives.cuh"
 
 namespace slowfast::cuda {
+
+// A pixel of the result, or the distance between two.
+struct LateralPlace {
+    int pixel, frame, clip;
+};
 
 template <class T>
 struct LateralParams {
@@ -17,27 +24,46 @@ struct LateralParams {
     T* out;                      // [N][frames_out][frame_pixels] pixels, out_pitch elements apart
     int64_t x_pitch, out_pitch;
     int64_t pixels;  // of out
-    int64_t frame_pixels;
-    int frames, frames_out, alpha, taps, channels, outputs;
+    int frame_pixels, frames, frames_out, alpha, taps, channels, outputs;
+    int step_taps, step_channels;  // that the values of two steps are apart
+    LateralPlace distance;         // between the tiles of a block
+    int tiles, walkers;  // of kLateralRows pixels; blocks of threads that share them, for each set of columns
     bool relu;
     bool wide;  // out takes vectors of 16 bytes
 };
 
-// Where 16-byte unit `unit` of a row lies in a tile whose rows have `Units` of them and no gaps between them:
-// swapped such that one unit of eight rows that follow each other is in eight different banks, and the units
-// of one row, or of all rows that share 128 bytes, are as well.
-template <int Units>
-SF_HOST_DEVICE constexpr int lateral_unit(int row, int unit) {
-    constexpr int kRows = Units < 8 ? 8 / Units : 1;
-    return row * Units + (unit ^ (row / kRows % (Units < 8 ? Units : 8)));
+template <class T>
+SF_HOST_DEVICE LateralPlace lateral_place(const LateralParams<T>& p, int64_t pixel) {
+    const int64_t frame = pixel / p.frame_pixels;
+    return {static_cast<int>(pixel - frame * p.frame_pixels), static_cast<int>(frame % p.frames_out),
+            static_cast<int>(frame / p.frames_out)};
 }
-constexpr int kLateralUnits = 4;  // of a row of a and b: a step's values
 
-// How a warp multiplies its 32 rows of a with all BN rows of b, for one step; each() hands its results on, as
-// vectors of neighbouring columns, all rows of some columns before the next ones.
-template <class T, int BN>
+constexpr int kLateralRows = 128;
+constexpr int kLateralUnits = 4;  // 16-byte units of a row of a and b: a step's values
+
+// Where a unit of a row lies in a tile whose rows have no gaps between them: swapped such that one unit of eight
+// rows that follow each other is in eight different banks, and the units of the two rows that share 128 bytes
+// are as well.
+SF_HOST_DEVICE constexpr int lateral_unit(int row, int unit) {
+    return row * kLateralUnits + (unit ^ (row / 2 % kLateralUnits));
+}
+
+// Column that a row of b stands for on the tensor cores, of which a lane has two neighbours of every eight: such
+// that it has four of every sixteen.
+SF_HOST_DEVICE constexpr int lateral_column(int row) {
+    return row / 16 * 16 + row % 8 / 2 * 4 + row / 8 % 2 * 2 + row % 2;
+}
+
+// How a warp multiplies its 32 rows of a with W rows of b, for one step; each() hands its results on, as vectors
+// of kSome neighbouring columns, all rows of some columns before the next ones. Row r of b holds the weights of
+// column(r), chosen such that no result has to go through shared memory on its way out.
+template <class T, int W>
 struct HalfMath {  // bf16, f16
-    float d[2][BN / 8][4] = {};
+    float d[2][W / 8][4] = {};
+
+    static constexpr int kSome = 4;
+    static SF_DEVICE int column(int row) { return lateral_column(row); }
 
     SF_DEVICE void step(const T* a, const T* b) {
         SF_UNROLL
@@ -45,13 +71,12 @@ struct HalfMath {  // bf16, f16
             uint32_t fa[2][4];
             SF_UNROLL
             for (int i = 0; i < 2; ++i)
-                ldmatrix_x4(fa[i],
-                            a + 8 * lateral_unit<kLateralUnits>(16 * i + lane() % 16, u + lane() / 16));
+                ldmatrix_x4(fa[i], a + 8 * lateral_unit(16 * i + lane() % 16, u + lane() / 16));
             SF_UNROLL
-            for (int j = 0; j < BN / 16; ++j) {
+            for (int j = 0; j < W / 16; ++j) {
                 uint32_t fb[4];  // columns 16 j .. + 8: both units; + 8 .. + 16: both units
-                ldmatrix_x4(fb, b + 8 * lateral_unit<kLateralUnits>(16 * j + lane() / 16 * 8 + lane() % 8,
-                                                                    u + lane() / 8 % 2));
+                ldmatrix_x4(fb,
+                            b + 8 * lateral_unit(16 * j + lane() / 16 * 8 + lane() % 8, u + lane() / 8 % 2));
                 SF_UNROLL
                 for (int i = 0; i < 2; ++i) {
                     mma_m16n8k16<T>(d[i][2 * j], fa[i], fb);
@@ -63,25 +88,30 @@ struct HalfMath {  // bf16, f16
     template <class F>
     SF_DEVICE void each(F f) const {
         SF_UNROLL
-        for (int j = 0; j < BN / 8; ++j) {
+        for (int j = 0; j < W / 8; j += 2) {
             SF_UNROLL
             for (int i = 0; i < 4; ++i) {
-                f(i == 0, 8 * i + lane() / 4, 8 * j + lane() % 4 * 2,
-                  Vec<float, 2>{d[i / 2][j][i % 2 * 2], d[i / 2][j][i % 2 * 2 + 1]});
+                Vec<float, kSome> v;
+                SF_UNROLL
+                for (int k = 0; k < kSome; ++k) v[k] = d[i / 2][j + k / 2][i % 2 * 2 + k % 2];
+                f(i == 0, 8 * i + lane() / 4, 8 * j + lane() % 4 * kSome, v);
             }
         }
     }
 };
 
-template <class T, int BN>
+template <class T, int W>
 struct Tf32Math {
-    float d[2][BN / 8][4] = {};
+    float d[2][W / 8][4] = {};
+
+    static constexpr int kSome = 4;
+    static SF_DEVICE int column(int row) { return lateral_column(row); }
 
     // A lane's four values of a row serve two instructions: any order of k is as good that a and b share.
     SF_DEVICE void step(const float* a, const float* b) {
         const int g = lane() / 4, t = lane() % 4;
         const auto values = [=](const float* from, int row) {
-            const auto four = load<4>(from + 4 * lateral_unit<kLateralUnits>(row, t));
+            const auto four = load<4>(from + 4 * lateral_unit(row, t));
             Vec<uint32_t, 4> v;
             SF_UNROLL
             for (int i = 0; i < 4; ++i) v[i] = to_tf32(four[i]);
@@ -91,7 +121,7 @@ struct Tf32Math {
         SF_UNROLL
         for (int i = 0; i < 4; ++i) fa[i / 2][i % 2] = values(a, 8 * i + g);
         SF_UNROLL
-        for (int j = 0; j < BN / 8; ++j) {
+        for (int j = 0; j < W / 8; ++j) {
             const auto fb = values(b, 8 * j + g);
             SF_UNROLL
             for (int k = 0; k < 4; k += 2) {
@@ -107,37 +137,45 @@ struct Tf32Math {
     template <class F>
     SF_DEVICE void each(F f) const {
         SF_UNROLL
-        for (int j = 0; j < BN / 8; ++j) {
+        for (int j = 0; j < W / 8; j += 2) {
             SF_UNROLL
             for (int i = 0; i < 4; ++i) {
-                f(i == 0, 8 * i + lane() / 4, 8 * j + lane() % 4 * 2,
-                  Vec<float, 2>{d[i / 2][j][i % 2 * 2], d[i / 2][j][i % 2 * 2 + 1]});
+                Vec<float, kSome> v;
+                SF_UNROLL
+                for (int k = 0; k < kSome; ++k) v[k] = d[i / 2][j + k / 2][i % 2 * 2 + k % 2];
+                f(i == 0, 8 * i + lane() / 4, 8 * j + lane() % 4 * kSome, v);
             }
         }
     }
 };
 
-template <class T, int BN>
+template <class T, int W>
 struct ExactMath {  // float32 on the ordinary cores
-    float d[8][BN / 8] = {};
+    float d[8][W / 8] = {};
+
+    static constexpr int kSome = W / 8 < 4 ? W / 8 : 4;
+    static SF_DEVICE int column(int row) {
+        const int tile = row / 8;
+        return (tile / kSome * 8 + row % 8) * kSome + tile % kSome;
+    }
 
     SF_DEVICE void step(const float* a, const float* b) {
         SF_NO_UNROLL
         for (int u = 0; u < kLateralUnits; ++u) {
             // Units of rows eight apart are swapped alike.
-            const float* columns = b + 4 * lateral_unit<kLateralUnits>(lane() % 8, u);
-            const float* even = a + 4 * lateral_unit<kLateralUnits>(lane() / 8, u);
-            const float* odd = a + 4 * lateral_unit<kLateralUnits>(4 + lane() / 8, u);
+            const float* columns = b + 4 * lateral_unit(lane() % 8, u);
+            const float* even = a + 4 * lateral_unit(lane() / 8, u);
+            const float* odd = a + 4 * lateral_unit(4 + lane() / 8, u);
             SF_UNROLL
             for (int k = 0; k < 4; ++k) {  // value by value: vectors take too many registers
-                float fb[BN / 8];
+                float fb[W / 8];
                 SF_UNROLL
-                for (int j = 0; j < BN / 8; ++j) fb[j] = load<1>(columns + 32 * j * kLateralUnits + k)[0];
+                for (int j = 0; j < W / 8; ++j) fb[j] = load<1>(columns + 32 * j * kLateralUnits + k)[0];
                 SF_UNROLL
                 for (int i = 0; i < 8; ++i) {
                     const float fa = load<1>((i % 2 ? odd : even) + 32 * (i / 2) * kLateralUnits + k)[0];
                     SF_UNROLL
-                    for (int j = 0; j < BN / 8; ++j) d[i][j] += fa * fb[j];
+                    for (int j = 0; j < W / 8; ++j) d[i][j] += fa * fb[j];
                 }
             }
         }
@@ -145,150 +183,222 @@ struct ExactMath {  // float32 on the ordinary cores
     template <class F>
     SF_DEVICE void each(F f) const {
         SF_UNROLL
-        for (int j = 0; j < BN / 8; ++j) {
+        for (int j = 0; j < W / 8; j += kSome) {
             SF_UNROLL
-            for (int i = 0; i < 8; ++i)
-                f(i == 0, 4 * i + lane() / 8, 8 * j + lane() % 8, Vec<float, 1>{d[i][j]});
+            for (int i = 0; i < 8; ++i) {
+                Vec<float, kSome> v;
+                SF_UNROLL
+                for (int k = 0; k < kSome; ++k) v[k] = d[i][j + k];
+                f(i == 0, 4 * i + lane() / 8, 8 * j + lane() % 8 * kSome, v);
+            }
         }
     }
 };
 
-// A tile of 128 pixels and BN outputs. Async: 16-byte copies, for channels and addresses that allow them.
-template <class T, template <class, int> class Math, int BN, bool Async>
+// Tiles of 128 pixels and `Columns` outputs; a warp has 32 pixels of up to 64 of these.
+// Async: 16-byte copies, for channels and addresses that allow them.
+// Resident: all weights of the columns stay in shared memory.
+template <class T, template <class, int> class MathOf, int Columns, bool Async, bool Resident>
 struct Lateral {
-    static constexpr int kThreads = 128, kM = 128, kStages = 3;
+    static constexpr int kWarpColumns = Columns < 64 ? Columns : 64;
+    static constexpr int kThreads = kLateralRows * (Columns / kWarpColumns);
+    static constexpr int kStages = Resident ? 4 : 3;
     static constexpr int kVector = 16 / sizeof(T), kK = kLateralUnits * kVector;
-    static constexpr int kStage = (kM + BN) * kK;
-    // The ring, and after it the result on its way out.
-    static constexpr int kElements = kStages * kStage > kM* BN ? kStages * kStage : kM * BN;
-    static constexpr int kSharedBytes = kElements * static_cast<int>(sizeof(T));
-    static constexpr int kRows = kM * 4 / kThreads;                      // of a that a thread copies from
-    static constexpr int kColumns = (BN * 4 + kThreads - 1) / kThreads;  // of b
+    static constexpr int kStageA = kLateralRows * kK, kStageB = Columns * kK;
+    static constexpr int kStage = kStageA + (Resident ? 0 : kStageB);
+    static constexpr int kAffine = 2 * Columns;                 // scale, then shift
+    static constexpr int kRowsOnce = kThreads / kLateralUnits;  // rows that the threads copy at a time
+    static constexpr int kRowsEach = kLateralRows / kRowsOnce;
+    using Math = MathOf<T, kWarpColumns>;
+
+    static int64_t shared_bytes(int k_size) {
+        const int64_t resident = Resident ? int64_t(ceil_div(k_size, kK)) * kStageB : 0;
+        return (resident + kStages * kStage) * static_cast<int64_t>(sizeof(T)) + kAffine * 4;
+    }
 
     const LateralParams<T>& p;
-    T* ring;
-    int64_t m0;
-    int n0;
-    int64_t from[kRows];  // offset of a row's first frame, which may lie before the clip
-    int first[kRows];     // that frame; far outside for a row beyond the last pixel
+    const int n0, k_size, steps;
+    float* affine;
+    T *weights, *ring;
+    // What comes next: a step of a tile, of which this thread copies unit thread_x() % kLateralUnits of some rows.
+    int tile, step = 0, filled = 0;
+    LateralPlace next;        // the tile's first pixel
+    int tap, channel;         // of the step's values
+    int64_t from[kRowsEach];  // offset of a row's first frame, which may lie before the clip
+    int first[kRowsEach];     // that frame; far outside for a row beyond the last pixel
+
+    SF_DEVICE Lateral(const LateralParams<T>& params, float* shared, int column0, int first_tile)
+        : p(params), n0(column0), k_size(params.taps * params.channels), steps(ceil_div(k_size, kK)) {
+        affine = shared;
+        weights = reinterpret_cast<T*>(shared + kAffine);
+        ring = weights + (Resident ? steps * kStageB : 0);
+        tile = first_tile;
+        next = lateral_place(p, int64_t(first_tile) * kLateralRows);
+    }
+
+    SF_DEVICE void advance() {
+        next.pixel += p.distance.pixel;
+        next.frame += p.distance.frame;
+        next.clip += p.distance.clip;
+        if (next.pixel >= p.frame_pixels) next.pixel -= p.frame_pixels, ++next.frame;
+        if (next.frame >= p.frames_out) next.frame -= p.frames_out, ++next.clip;
+    }
 
     SF_DEVICE void locate() {
         SF_UNROLL
-        for (int i = 0; i < kRows; ++i) {
-            const int64_t m = m0 + thread_x() / 4 + i * (kThreads / 4);
-            const int64_t frame = m / p.frame_pixels, pixel = m % p.frame_pixels;
-            first[i] = static_cast<int>(frame % p.frames_out) * p.alpha - p.taps / 2;
-            from[i] = ((frame / p.frames_out * p.frames + first[i]) * p.frame_pixels + pixel) * p.x_pitch;
-            if (m >= p.pixels) first[i] = -(1 << 30);
+        for (int i = 0; i < kRowsEach; ++i) {
+            const int row = thread_x() / kLateralUnits + i * kRowsOnce;
+            int pixel = next.pixel + row, frame = next.frame, clip = next.clip;
+            if (pixel >= p.frame_pixels) {  // rarely: division takes long
+                frame += pixel / p.frame_pixels;
+                pixel %= p.frame_pixels;
+                clip += frame / p.frames_out;
+                frame %= p.frames_out;
+            }
+            first[i] = frame * p.alpha - p.taps / 2;
+            from[i] = ((int64_t(clip) * p.frames + first[i]) * p.frame_pixels + pixel) * p.x_pitch;
+            if (int64_t(tile) * kLateralRows + row >= p.pixels) first[i] = -(1 << 30);
+        }
+        tap = thread_x() % kLateralUnits * kVector / p.channels;
+        channel = thread_x() % kLateralUnits * kVector - tap * p.channels;
+    }
+
+    // Row `row` of a step's b: the output it belongs to, or -1.
+    SF_DEVICE int output_of(int row) const {
+        const int n = n0 + row / kWarpColumns * kWarpColumns + Math::column(row % kWarpColumns);
+        return n < p.outputs ? n : -1;
+    }
+
+    // A step of all b into `to`, by all threads.
+    SF_DEVICE void fill_weights(T* to, int at_step) const {
+        const int k = at_step * kK + thread_x() % kLateralUnits * kVector;
+        SF_UNROLL
+        for (int i = 0; i < ceil_div(Columns, kRowsOnce); ++i) {
+            const int row = thread_x() / kLateralUnits + i * kRowsOnce;
+            if (row >= Columns) break;
+            const int n = output_of(row);
+            T* b = to + kVector * lateral_unit(row, thread_x() % kLateralUnits);
+            const T* source = p.weights + int64_t(n) * k_size + k;
+            if constexpr (Async) {
+                const bool valid = n >= 0 && k < k_size;
+                cp_async16(b, valid ? source : p.weights, valid);
+            } else {
+                SF_NO_UNROLL
+                for (int j = 0; j < kVector; ++j) b[j] = n >= 0 && k + j < k_size ? source[j] : T{};
+            }
         }
     }
 
-    SF_DEVICE T* tile_a(int step) const { return ring + step % kStages * kStage; }
-    SF_DEVICE T* tile_b(int step) const { return tile_a(step) + kM * kK; }
-
-    SF_DEVICE void fill(int step) const {
-        const int k = step * kK + thread_x() % 4 * kVector, k_size = p.taps * p.channels;
+    SF_DEVICE void fill_values(T* to) const {
         const int64_t frame_size = p.frame_pixels * p.x_pitch;
-        const int to = kVector * lateral_unit<kLateralUnits>(thread_x() / 4, thread_x() % 4);
-        T *a = tile_a(step) + to, *b = tile_b(step) + to;
-        if constexpr (Async) {  // a vector lies within one tap
-            const int tap = k / p.channels;
-            const int64_t at = tap * frame_size + (k - tap * p.channels);
+        T* a = to + kVector * lateral_unit(thread_x() / kLateralUnits, thread_x() % kLateralUnits);
+        int at_tap = tap, at_channel = channel;
+        // A vector lies within one tap, where there are vectors.
+        SF_NO_UNROLL
+        for (int j = 0; j < (Async ? 1 : kVector); ++j) {
+            const int64_t at = at_tap * frame_size + at_channel;
             SF_UNROLL
-            for (int i = 0; i < kRows; ++i) {
-                const int frame = first[i] + tap;
-                const bool valid = k < k_size && frame >= 0 && frame < p.frames;
-                cp_async16(a + i * (kThreads / 4) * kK, valid ? p.x + from[i] + at : p.x, valid);
-            }
-            SF_UNROLL
-            for (int i = 0; i < kColumns; ++i) {
-                const int row = thread_x() / 4 + i * (kThreads / 4);
-                if (row >= BN) break;
-                const bool valid = k < k_size && n0 + row < p.outputs;
-                cp_async16(b + i * (kThreads / 4) * kK,
-                           valid ? p.weights + int64_t(n0 + row) * k_size + k : p.weights, valid);
-            }
-        } else {
-            SF_NO_UNROLL
-            for (int j = 0; j < kVector; ++j) {
-                const int tap = (k + j) / p.channels;
-                const int64_t at = tap * frame_size + (k + j - tap * p.channels);
-                SF_UNROLL
-                for (int i = 0; i < kRows; ++i) {
-                    const int frame = first[i] + tap;
-                    const bool valid = k + j < k_size && frame >= 0 && frame < p.frames;
-                    a[i * (kThreads / 4) * kK + j] = valid ? p.x[from[i] + at] : T{};
-                }
-                SF_UNROLL
-                for (int i = 0; i < kColumns; ++i) {
-                    const int row = thread_x() / 4 + i * (kThreads / 4);
-                    if (row >= BN) break;
-                    const bool valid = k + j < k_size && n0 + row < p.outputs;
-                    b[i * (kThreads / 4) * kK + j] =
-                        valid ? p.weights[int64_t(n0 + row) * k_size + k + j] : T{};
+            for (int i = 0; i < kRowsEach; ++i) {
+                const int frame = first[i] + at_tap;
+                const bool valid = at_tap < p.taps && frame >= 0 && frame < p.frames;
+                T* place = a + i * kRowsOnce * kK + j;
+                if constexpr (Async) {
+                    cp_async16(place, valid ? p.x + from[i] + at : p.x, valid);
+                } else {
+                    *place = valid ? p.x[from[i] + at] : T{};
                 }
             }
+            if (++at_channel == p.channels) at_channel = 0, ++at_tap;
         }
     }
 
-    SF_DEVICE void run() {
-        locate();
-        const int steps = ceil_div(p.taps * p.channels, kK);
-        Math<T, BN> math;
-        for (int step = 0; step < kStages - 1; ++step) {
-            if (step < steps) fill(step);
-            cp_async_commit();
+    // The next step on its way.
+    SF_DEVICE void fill() {
+        if (Resident ? tile < p.tiles : step < steps) {
+            if (Resident && step == 0) locate();
+            T* to = ring + filled % kStages * kStage;
+            fill_values(to);
+            if constexpr (!Resident) fill_weights(to + kStageA, step);
+            tap += p.step_taps;
+            channel += p.step_channels;
+            if (channel >= p.channels) channel -= p.channels, ++tap;
+            if (++step == steps && Resident) {
+                step = 0;
+                tile += p.walkers;
+                advance();
+            }
         }
-        for (int step = 0; step < steps; ++step) {
-            cp_async_wait<kStages - 2>();
-            syncthreads();  // the step's tiles are there, and nobody reads those of the step before
-            if (step + kStages - 1 < steps) fill(step + kStages - 1);
-            cp_async_commit();
-            math.step(tile_a(step) + warp() * 32 * kK, tile_b(step));
-        }
-        cp_async_wait<0>();
-        syncthreads();
+        ++filled;
+        cp_async_commit();
+    }
 
-        // Each warp's rows through its part of shared memory, so that whole vectors leave.
-        T* tile = ring + warp() * 32 * BN;
-        constexpr int kAcross = BN / kVector;
-        float scale[2] = {1.0f, 1.0f}, shift[2] = {};  // of the columns at hand
-        math.each([&](bool new_columns, int row, int column, auto v) {
-            constexpr int kSome = static_cast<int>(sizeof(v) / sizeof(float));
+    SF_DEVICE void store_tile(const Math& math, int of_tile) const {
+        const int64_t m0 = int64_t(of_tile) * kLateralRows + warp() % 4 * 32;
+        const int warp_column = warp() / 4 * kWarpColumns;
+        Vec<float, Math::kSome> scale, shift;  // of the columns at hand
+        math.each([&](bool new_columns, int row, int column, Vec<float, Math::kSome> v) {
+            constexpr int kSome = Math::kSome;
+            const int n = n0 + warp_column + column;
+            if (new_columns) {
+                syncwarp();  // else the compiler brings those of all columns first, into registers it lacks
+                scale = load_run<kSome>(affine + warp_column + column);
+                shift = load_run<kSome>(affine + Columns + warp_column + column);
+            }
             SF_UNROLL
             for (int i = 0; i < kSome; ++i) {
-                const int n = n0 + column + i;
-                if (new_columns && n < p.outputs) {
-                    if (p.scale) scale[i] = p.scale[n];
-                    if (p.shift) shift[i] = p.shift[n];
-                }
                 v[i] = v[i] * scale[i] + shift[i];
                 if (p.relu && v[i] < 0.0f) v[i] = 0.0f;  // NaN passes
             }
-            store(tile + kVector * lateral_unit<kAcross>(row, column / kVector) + column % kVector,
-                  from_float<T>(v));
-        });
-        syncwarp();
-        for (int i = lane(); i < 32 * kAcross; i += kWarp) {
-            const int row = i / kAcross, unit = i % kAcross, column = unit * kVector;
-            const int64_t m = m0 + warp() * 32 + row;
-            if (m >= p.pixels || n0 + column >= p.outputs) continue;
-            const T* source = tile + kVector * lateral_unit<kAcross>(row, unit);
-            T* to = p.out + m * p.out_pitch + n0 + column;
-            if (p.wide && n0 + column + kVector <= p.outputs) {
-                store_result(to, load<kVector>(source));
+            if (m0 + row >= p.pixels || n >= p.outputs) return;
+            T* to = p.out + (m0 + row) * p.out_pitch + n;
+            const auto result = from_float<T>(v);
+            if (p.wide && n + kSome <= p.outputs) {
+                store_result(to, result);
             } else {
-                for (int j = 0; j < kVector && n0 + column + j < p.outputs; ++j) to[j] = source[j];
+                SF_UNROLL
+                for (int i = 0; i < kSome; ++i)
+                    if (n + i < p.outputs) to[i] = result[i];
             }
+        });
+    }
+
+    SF_DEVICE void run() {
+        if constexpr (Resident) {  // with the first step's group
+            for (int i = 0; i < steps; ++i) fill_weights(weights + i * kStageB, i);
+        } else {
+            locate();
+        }
+        for (int i = thread_x(); i < Columns; i += kThreads) {
+            const bool valid = n0 + i < p.outputs;
+            affine[i] = valid && p.scale ? p.scale[n0 + i] : 1.0f;
+            affine[Columns + i] = valid && p.shift ? p.shift[n0 + i] : 0.0f;
+        }
+        const int tile0 = tile;
+        SF_NO_UNROLL
+        for (int i = 0; i < kStages - 1; ++i) fill();
+        SF_NO_UNROLL
+        for (int at = tile0; at < p.tiles; at += p.walkers) {
+            Math math;
+            SF_NO_UNROLL
+            for (int i = 0; i < steps; ++i) {
+                cp_async_wait<kStages - 2>();
+                syncthreads();  // the step's tiles are there, and nobody reads those of the step before
+                const T* a = ring + (filled + 1) % kStages * kStage;
+                fill();
+                const T* b = Resident ? weights + i * kStageB : a + kStageA;
+                math.step(a + warp() % 4 * 32 * kK, b + warp() / 4 * kWarpColumns * kK);
+            }
+            store_tile(math, at);
         }
     }
 };
 
-template <class T, template <class, int> class Math, int BN, bool Async>
-SF_KERNEL SF_LAUNCH_BOUNDS(128, 3) void lateral_kernel(LateralParams<T> p) {
-    const int across = ceil_div(p.outputs, BN);
-    Lateral<T, Math, BN, Async> block{
-        p, dynamic_shared<T>(), int64_t(block_x() / across) * 128, block_x() % across * BN, {}, {}};
+template <class T, template <class, int> class MathOf, int Columns, bool Async, bool Resident>
+SF_KERNEL SF_LAUNCH_BOUNDS((Lateral<T, MathOf, Columns, Async, Resident>::kThreads),
+                           Columns <= 64 ? 3 : 4 / sizeof(T)) void lateral_kernel(LateralParams<T> p) {
+    const int across = ceil_div(p.outputs, Columns);
+    Lateral<T, MathOf, Columns, Async, Resident> block(p, dynamic_shared<float>(),
+                                                       block_x() % across * Columns, block_x() / across);
     block.run();
 }
 

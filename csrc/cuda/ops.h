@@ -51,8 +51,11 @@ void roi_head_bwd_cuda(Tensor grad, Tensor arg, Tensor rois, std::optional<Tenso
                        double spatial_scale, int64_t sampling_ratio, bool aligned, bool max, Tensor dx);
 
 // slowfast_kernels/ops/lateral_fusion; out is a channel slice of the fused buffer, weight [Cl, taps, Cf].
+// columns: output channels of a block of threads, 16, 64 or 128. walkers: blocks that share the pixels of one
+// such set and keep its weights in shared memory; 0: a block for every 128 pixels, which keeps none. Both only
+// where vectors fit.
 void lateral_cuda(Tensor fast, Tensor weight, std::optional<Tensor> scale, std::optional<Tensor> shift,
-                  int64_t alpha, bool relu, bool tf32, Tensor out);
+                  int64_t alpha, bool relu, bool tf32, int64_t columns, int64_t walkers, Tensor out);
 // Frames t * alpha + (0 ... groups - 1) of x side by side, plus base.
 void lateral_gather_cuda(Tensor x, std::optional<Tensor> base, int64_t alpha, int64_t groups, Tensor out);
 

@@ -121,14 +121,17 @@ def machine(processors: int) -> Iterator[None]:
     """Heuristics choose for a machine of so many multiprocessors: a small one for small maps, whose tiles are those
     of large maps on a large one.
     """
-    bottleneck, stem = (
-        importlib.import_module(f"slowfast_kernels.ops.{op}.cuda") for op in ("bottleneck3d", "stem3d")
+    bottleneck, lateral, stem = (
+        importlib.import_module(f"slowfast_kernels.ops.{op}.cuda")
+        for op in ("bottleneck3d", "lateral_fusion", "stem3d")
     )
     shared = bottleneck.limits(torch.device("cpu"))[1]
     with (
         mock.patch.object(bottleneck, "limits", lambda device: (processors, shared)),
+        mock.patch.object(lateral, "limits", lambda device: (processors, shared)),
         mock.patch.object(stem, "_processors", lambda device: processors),
         mock.patch.dict(bottleneck.TUNER.found, clear=True),
+        mock.patch.dict(lateral.TUNER.found, clear=True),
         mock.patch.dict(stem.TUNER.found, clear=True),
     ):
         yield

@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import re
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from ops.parity import (
     reference,
     there,
 )
-from slowfast_kernels import ops
+from slowfast_kernels import _extension, ops
 from slowfast_kernels.ops._cases import Draw
 from slowfast_kernels.ops._memory import pixel_rows
 from slowfast_kernels.ops._spec import ConvAffine
@@ -152,7 +153,92 @@ def test_a_clip_s_first_and_last_frames_meet_zeros(provider):
     assert got[:, :, 0].eq(8 * 4).all() and got[:, :, 1].eq(8 * 2).all()
 
 
-@pytest.mark.parametrize("mode", ["ieee", "tf32", torch.bfloat16, torch.float16], ids=str)
+MODES = ["ieee", "tf32", torch.bfloat16, torch.float16]
+#: (slow, Fast channels, outputs, taps, alpha): frames smaller and larger than a tile, blocks' columns that are not all
+#: outputs', one step and many.
+SHAPES = {
+    "small frames": ((3, 4, 5, 3, 5), 8, 16, 3, 2),
+    "one pixel": ((2, 4, 90, 1, 1), 16, 72, 5, 2),
+    "tiles within a frame": ((2, 4, 2, 13, 23), 24, 136, 3, 2),
+    "few outputs": ((1, 4, 3, 9, 17), 40, 5, 7, 4),
+}
+
+
+def with_tiles(drawn, tiles, processors, monkeypatch):
+    """The lateral's channels with given tiles on so many multiprocessors; None of what has no vectors."""
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "limits", lambda device: (processors, 227 * 1024))
+        patch.setattr(kernels.TUNER, "pick", lambda *args: tiles)
+        return run(*drawn)[:, drawn[0][0].shape[1] :]
+
+
+def every_tiles(product):
+    return product.candidates(227 * 1024)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+@pytest.mark.parametrize("name", SHAPES)
+def test_tiles_do_not_change_the_result(name, mode, provider, monkeypatch):
+    """Weights that come along or stay, blocks that walk over many tiles, few or one: the same bits."""
+    dtype = torch.float32 if isinstance(mode, str) else mode
+    slow, fast, outputs, taps, alpha = SHAPES[name]
+    drawn = _call(Draw(seed=8, dtype=dtype), slow, fast, outputs, taps, alpha=alpha)
+    kind = mode if isinstance(mode, str) else "half"
+    product = kernels.Product(math.prod(slow) // slow[1], taps * fast, outputs, dtype.itemsize, kind)
+    with fp32_precision(mode if isinstance(mode, str) else "ieee"):
+        first = run(*drawn)[:, slow[1] :]
+        exact = reference(OP, *to_float64(drawn))[0][:, slow[1] :]
+        assert_close(first, exact, bound={"ieee": 1e-5, "tf32": 2e-3}.get(kind, 0.02))
+        offered = every_tiles(product)
+        assert {tiles.resident for tiles in offered} == {False, True}
+        for tiles in offered:
+            for processors in (1, 2, 132):
+                got = with_tiles(drawn, tiles, processors, monkeypatch)
+                assert torch.equal(bits(got), bits(first)), f"{tiles}, {processors} multiprocessors"
+
+
+@pytest.mark.skipif(not _extension.EMULATE, reason="orders of the emulator's threads")
+@pytest.mark.parametrize("columns", [16, 64, 128])
+def test_no_order_of_threads_changes_a_bit_of_a_walk(columns, provider, monkeypatch):
+    drawn = _call(
+        Draw(seed=9, dtype=torch.bfloat16), (2, 8, 3, 9, 11), 16, 12 if columns == 16 else 136, 5, alpha=2
+    )
+    results = []
+    for order in ORDERS:
+        monkeypatch.setenv("SLOWFAST_EMULATE_ORDER", order)
+        results.append(bits(with_tiles(drawn, kernels.Tiles(columns, True), 1, monkeypatch)))
+    assert all(torch.equal(results[0], r) for r in results[1:])
+
+
+@pytest.mark.skipif(not _extension.EMULATE, reason="the emulator says how much was asked for")
+@pytest.mark.parametrize("columns", [16, 64, 128])
+def test_shared_memory_is_what_the_choice_of_tiles_reckons(columns, provider):
+    """Asking for more than a block of threads can have is refused with the number of bytes."""
+    fast = torch.zeros(1, 8, 2, 1, 1, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last_3d)
+    weight = torch.zeros(128, 1001, 8, dtype=torch.bfloat16)
+    out = torch.zeros(1, 128, 1, 1, 1, dtype=torch.bfloat16)
+    with pytest.raises(RuntimeError, match="at most 232448 bytes of shared memory") as caught:
+        torch.ops.slowfast._lateral_cuda(fast, weight, None, None, 2, True, False, columns, 1, out)
+    product = kernels.Product(1, 1001 * 8, 128, 2, "half")
+    asked = int(re.findall(r"\d+", str(caught.value))[-1])
+    assert asked == product.shared_bytes(kernels.Tiles(columns, True))
+    assert not any(tiles.resident for tiles in product.candidates(232448))
+    assert not product.heuristic(132, 232448).resident
+
+
+def test_unmeasured_choices(provider):
+    """SlowFast's four at batch 8: weights stay where they fit beside the pixels' ring, wide tiles for many outputs."""
+    chosen = [
+        kernels.Product(8 * 8 * extent**2, 7 * channels, 2 * channels, 2, "half").heuristic(132, 227 * 1024)
+        for extent, channels in ((56, 8), (56, 32), (28, 64), (14, 128))
+    ]
+    assert chosen == [kernels.Tiles(*c) for c in ((16, True), (64, True), (128, True), (64, True))]
+    assert kernels.Product(64 * 14**2, 7 * 256, 512, 2, "half").heuristic(132, 227 * 1024) == kernels.Tiles(
+        128, False
+    )
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
 def test_no_order_of_threads_changes_a_bit(mode, provider, monkeypatch):
     dtype = torch.float32 if isinstance(mode, str) else mode
     results = []
@@ -179,10 +265,13 @@ def test_launchers_check_for_themselves(provider):
         "out": last(2, 10, 2, 5, 4),
     }
 
-    def conv(fast, weight, scale, alpha, out):
-        torch.ops.slowfast._lateral_cuda(fast, weight, scale, None, alpha, True, False, out)
+    def conv(fast, weight, scale, alpha, out, columns=64, walkers=1):
+        run = torch.ops.slowfast._lateral_cuda
+        run(fast, weight, scale, None, alpha, True, False, columns, walkers, out)
 
     conv(**good)
+    vectors = {"fast": last(2, 4, 8, 5, 4), "weight": torch.zeros(10, 5, 4, device=DEVICE)}
+    conv(**(good | vectors))
     for change in (
         {"fast": last(2, 3, 6, 5, 4)},
         {"fast": last(1, 3, 8, 5, 4)},
@@ -196,6 +285,9 @@ def test_launchers_check_for_themselves(provider):
         {"alpha": 0},
         {"out": last(2, 10, 2, 5, 5)},
         {"out": torch.zeros(2, 10, 2, 5, 4, device=DEVICE)},
+        {"walkers": -1},
+        vectors | {"columns": 32},
+        vectors | {"columns": 16, "walkers": 0},
     ):
         with pytest.raises(RuntimeError):
             conv(**(good | change))
