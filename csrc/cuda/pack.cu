@@ -8,6 +8,8 @@ namespace slowfast::cuda {
 
 namespace {
 
+constexpr int64_t kMostBlocks = 65535;
+
 template <class T>
 T* clip_data(const Tensor& x, const char* what, int64_t n, int64_t c, int64_t t, int64_t h, int64_t w) {
     STD_TORCH_CHECK(x.dim() == 5 && x.size(0) == n && x.size(1) == c && x.size(2) == t && x.size(3) == h &&
@@ -80,13 +82,19 @@ void pack_cuda(Tensor frames, Tensor slow_index, std::vector<double> mean, std::
         const int64_t blocks = ceil_div<int64_t>(rows * runs, kPackThreads);
         // A part of the frames reads the frame before it again: long ones, where there is enough work.
         a.part = static_cast<int>(n * blocks * t >= 8 * 2048 ? 8 : n * blocks * t >= 4 * 2048 ? 4 : 2);
-        const int64_t items = colour ? n * t : n * ceil_div<int64_t>(t, a.part);
-        as_int(items * blocks, "blocks of threads");
-        if (colour) {
-            SF_LAUNCH((pack_colour_kernel<T>), Dim3(items * blocks), Dim3(kPackThreads), 0, device.stream(),
-                      a);
+        a.row_of = quotient_by(a.runs);
+        a.clips = n;
+        // Of a grid's second and third extent there are fewer than 2^16.
+        const int64_t groups = ceil_div<int64_t>(t, colour ? kPackFrames : a.part);
+        a.groups_once = static_cast<int>(groups < kMostBlocks ? groups : kMostBlocks);
+        a.clips_once = static_cast<int>(n < kMostBlocks ? n : kMostBlocks);
+        const Dim3 grid(blocks, a.groups_once, a.clips_once);
+        if (colour && a.wide_x) {
+            SF_LAUNCH((pack_colour_kernel<T, true>), grid, Dim3(kPackThreads), 0, device.stream(), a);
+        } else if (colour) {
+            SF_LAUNCH((pack_colour_kernel<T, false>), grid, Dim3(kPackThreads), 0, device.stream(), a);
         } else {
-            SF_LAUNCH((pack_gray_kernel<T>), Dim3(items * blocks), Dim3(kPackThreads), 0, device.stream(), a);
+            SF_LAUNCH((pack_gray_kernel<T>), grid, Dim3(kPackThreads), 0, device.stream(), a);
         }
     });
 }

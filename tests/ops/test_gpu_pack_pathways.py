@@ -111,6 +111,39 @@ def test_tiles_change_nothing(fast_input, reverse, provider, kernels, monkeypatc
 
 @on_cuda
 @on_each_fast_input
+@pytest.mark.parametrize("frames", [1, 3, 4, 6, 9])
+def test_groups_of_frames(frames, fast_input, provider):
+    """A thread's frames end before, with and behind the clip; Slow frames come from any of them, some from none."""
+    for shape in ((2, frames, 5, 16, 3), (3, frames, 4, 7, 3)):
+        for index in ([frames - 1, 0, frames // 2, 0], list(range(frames)) * 9):
+            x, chosen = pixels(*shape), torch.tensor(index)
+            options = {"slow_index": chosen, "fast_input": fast_input, "dtype": torch.bfloat16}
+            assert_packed(pack(x, 1, MEAN, STD, **options), exact_of((x, 1, MEAN, STD), options), str(index))
+
+
+@on_cuda
+@on_each_fast_input
+def test_more_clips_and_frames_than_a_grid_has(fast_input, provider):
+    """2^16 and more clips, or groups of frames: blocks walk on."""
+    for shape in ((65537, 1, 1, 1, 3), (1, 4 * 65535 + 5, 1, 1, 3)):
+        x = pixels(*shape)
+        index = torch.tensor([0, shape[1] - 1])
+        options = {"slow_index": index, "fast_input": fast_input}
+        assert_packed(pack(x, 1, MEAN, STD, **options), exact_of((x, 1, MEAN, STD), options), str(shape))
+
+
+@on_cuda
+@pytest.mark.parametrize("width", [1, 2, 3, 7, 85, 128, 129, 1000])
+def test_rows_of_crops(width, provider):
+    """Runs of rows apart are numbered across rows: quotients by every number of runs."""
+    x = pixels(1, 2, 37, width + 1, 3)[:, :, :, :width]
+    for fast_input in FAST_INPUTS:
+        options = {"fast_input": fast_input, "dtype": torch.bfloat16}
+        assert_packed(pack(x, 2, MEAN, STD, **options), exact_of((x, 2, MEAN, STD), options), str(width))
+
+
+@on_cuda
+@on_each_fast_input
 def test_no_order_of_threads_changes_a_bit(fast_input, provider, monkeypatch):
     frames = pixels(1, 5, 20, 33, 3)
     results = []
