@@ -43,7 +43,7 @@ void roi_align_cuda(Tensor x, Tensor rois, double spatial_scale, double temporal
                     int64_t sampling_ratio, bool aligned, int64_t mode, Tensor out);
 void roi_align_bwd_cuda(Tensor grad, Tensor rois, double spatial_scale, double temporal_scale,
                         int64_t sampling_ratio, bool aligned, int64_t mode, Tensor x);
-// maps: float32 [N, H * W, 32-channel slices], or none for few boxes on small maps.
+// maps: float32 [N, H * W, 128-channel slices], or none for few boxes on small maps.
 void roi_head_cuda(Tensor slow, std::optional<Tensor> fast, Tensor rois, Ints output_size,
                    double spatial_scale, int64_t sampling_ratio, bool aligned, bool max,
                    std::optional<Tensor> maps, Tensor out, Tensor arg);

@@ -10,9 +10,11 @@ namespace {
 
 // Dynamic shared memory that a block may ask for beside its tables, with two blocks to a processor.
 constexpr int64_t kHeadShared = 48 << 10, kHeadMapShared = 64 << 10;
+// Blocks of kHeadWideSlice channels from which on a large GPU has enough of them.
+constexpr int64_t kHeadWideBlocks = 216;
 
 template <class T>
-HeadPathway<T> pathway_of(const Tensor& x, const Rois& rois, int64_t clips, int first, int first_slice) {
+HeadPathway<T> pathway_of(const Tensor& x, const Rois& rois, int64_t clips, int first, int first_mapped) {
     STD_TORCH_CHECK(x.dim() == 5 && x.size(0) == clips && x.size(1) >= 1 && x.size(2) >= 1 &&
                         x.size(3) == rois.extent[1] && x.size(4) == rois.extent[2],
                     "expected pathways of one number of clips, height and width, with at least a frame and a "
@@ -23,7 +25,7 @@ HeadPathway<T> pathway_of(const Tensor& x, const Rois& rois, int64_t clips, int 
     p.channels = static_cast<int>(x.size(1));
     p.frames = static_cast<int>(x.size(2));
     p.first = first;
-    p.first_slice = first_slice;
+    p.first_mapped = first_mapped;
     return p;
 }
 
@@ -45,16 +47,34 @@ U* rows_of(const Tensor& x, int64_t count, int64_t columns, const char* what) {
     return data_of<U>(x, what);
 }
 
-template <class T, int V, bool Large>
-void launch_roi_head(const RoiHeadParams<T>& a, int64_t clips, int64_t shared, Stream stream) {
-    if (a.maps) {
-        const int64_t tiles =
-            ceil_div(a.rois.extent[1], kHeadTileH) * int64_t(ceil_div(a.rois.extent[2], kHeadTileW));
-        SF_LAUNCH((roi_reduce_kernel<T, V>), grid_of(clips, tiles, a.slices), Dim3(kHeadThreads), 0, stream,
-                  a);
+template <class T>
+RoiHeadParams<T> with_slices(RoiHeadParams<T> a, int slice) {
+    a.path[1].first_slice = ceil_div(a.path[0].channels, slice);
+    a.slices = a.path[1].first_slice + ceil_div(a.path[1].channels, slice);
+    return a;
+}
+
+template <class T, int V, int kSlice, bool Large>
+void launch_roi_max(const RoiHeadParams<T>& params, int64_t shared, Stream stream) {
+    const RoiHeadParams<T> a = with_slices(params, kSlice);
+    SF_LAUNCH((roi_max_kernel<T, V, kSlice, Large>), grid_of(a.count, 1, a.slices), Dim3(kHeadThreads),
+              static_cast<size_t>(shared), stream, a);
+}
+
+template <class T, int V>
+void launch_roi_head(const RoiHeadParams<T>& params, int64_t clips, int64_t shared, Stream stream) {
+    if (!params.maps) return launch_roi_max<T, V, kHeadSlice, false>(params, shared, stream);  // of few cells
+    const RoiHeadParams<T> a = with_slices(params, kHeadWideSlice);
+    const int64_t tiles =
+        ceil_div(a.rois.extent[1], kHeadTileH) * int64_t(ceil_div(a.rois.extent[2], kHeadTileW));
+    SF_LAUNCH((roi_reduce_kernel<T, V>), grid_of(clips, tiles, a.slices), Dim3(kHeadThreads), 0, stream, a);
+    if (a.rois.extent[1] > AxisTable::kWeights || a.rois.extent[2] > AxisTable::kWeights) {
+        launch_roi_max<T, 0, kHeadSlice, true>(a, 0, stream);
+    } else if (int64_t(a.count) * a.slices < kHeadWideBlocks) {
+        launch_roi_max<T, 0, kHeadSlice, false>(a, 0, stream);
+    } else {
+        launch_roi_max<T, 0, kHeadWideSlice, false>(a, 0, stream);
     }
-    SF_LAUNCH((roi_max_kernel<T, V, Large>), grid_of(a.count, 1, a.slices), Dim3(kHeadThreads),
-              static_cast<size_t>(a.maps ? 0 : shared), stream, a);
 }
 
 template <class T, int V>
@@ -79,14 +99,13 @@ void roi_head_cuda(Tensor slow, std::optional<Tensor> fast, Tensor rois, Ints ou
         a.count = static_cast<int>(rois.size(0));
         a.path[0] = pathway_of<T>(slow, a.rois, slow.size(0), 0, 0);
         a.channels = a.path[0].channels;
-        a.slices = ceil_div(a.channels, kHeadSlice);
-        a.path[1].first_slice = a.slices;
+        a.mapped = ceil_div(a.channels, kHeadWideSlice);
         bool fits = fits_vectors(a.path[0].x, a.path[0].pitch) && a.channels % kVector == 0;
         if (fast) {
-            a.path[1] = pathway_of<T>(*fast, a.rois, slow.size(0), a.channels, a.slices);
+            a.path[1] = pathway_of<T>(*fast, a.rois, slow.size(0), a.channels, a.mapped);
             const HeadPathway<T>& p = a.path[1];
             a.channels += p.channels;
-            a.slices += ceil_div(p.channels, kHeadSlice);
+            a.mapped += ceil_div(p.channels, kHeadWideSlice);
             fits = fits && fits_vectors(p.x, p.pitch) && p.channels % kVector == 0;
         }
         a.max = max;
@@ -96,20 +115,17 @@ void roi_head_cuda(Tensor slow, std::optional<Tensor> fast, Tensor rois, Ints ou
         const int64_t cells = int64_t(a.rois.extent[1]) * a.rois.extent[2];
         const int64_t shared = cells * kHeadSlice * static_cast<int64_t>(sizeof(float));
         if (maps) {
-            STD_TORCH_CHECK(
-                maps->is_contiguous() && maps->numel() == slow.size(0) * cells * a.slices * kHeadSlice,
-                "maps: expected ", slow.size(0) * cells * a.slices * kHeadSlice, " values, got ",
-                maps->numel());
+            const int64_t values = slow.size(0) * cells * a.mapped * kHeadWideSlice;
+            STD_TORCH_CHECK(maps->is_contiguous() && maps->numel() == values, "maps: expected ", values,
+                            " values, got ", maps->numel());
             a.maps = data_of<float>(*maps, "maps");
         } else {
             STD_TORCH_CHECK(shared <= kHeadMapShared, "maps: expected a tensor, ", cells,
                             " cells are too many for a block");
         }
         if (out.numel() == 0) return;
-        const bool large = a.rois.extent[1] > AxisTable::kWeights || a.rois.extent[2] > AxisTable::kWeights;
-        if (large) return launch_roi_head<T, 1, true>(a, slow.size(0), shared, device.stream());
-        fits ? launch_roi_head<T, kVector, false>(a, slow.size(0), shared, device.stream())
-             : launch_roi_head<T, 1, false>(a, slow.size(0), shared, device.stream());
+        fits ? launch_roi_head<T, kVector>(a, slow.size(0), shared, device.stream())
+             : launch_roi_head<T, 1>(a, slow.size(0), shared, device.stream());
     });
 }
 

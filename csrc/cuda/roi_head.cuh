@@ -9,16 +9,19 @@
 namespace slowfast::cuda {
 
 constexpr int kHeadThreads = 256;
-constexpr int kHeadSlice = 32;  // channels of one block, and of one slice of the reduced maps
-constexpr int kHeadTileH = 4, kHeadTileW = 8;
+// Channels of one block: few where it reduces for itself, into shared memory, or where blocks are few; else four
+// channels a lane, for every block makes the tables of its box again.
+constexpr int kHeadSlice = 32, kHeadWideSlice = 128;
+constexpr int kHeadTileH = 4, kHeadTileW = 4;
 
 template <class T>
 struct HeadPathway {
     const T* x;     // channels last
     int64_t pitch;  // elements from cell to cell
     int channels, frames;
-    int first;        // of its channels in the result
-    int first_slice;  // of its slices
+    int first;         // of its channels in the result
+    int first_mapped;  // of its slices in the reduced maps
+    int first_slice;   // of its slices
 };
 
 template <class T>
@@ -28,7 +31,8 @@ struct RoiHeadParams {
     HeadPathway<T> path[2];
     bool max;      // over time; else the mean
     int slices;    // of all pathways
-    float* maps;   // [clip][cell][slices * kHeadSlice]; null: every block reduces for itself
+    float* maps;   // [clip][cell][mapped][kHeadWideSlice]; null: every block reduces for itself
+    int mapped;    // slices of kHeadWideSlice channels
     T* out;        // [count][channels]
     int* arg;      // [count][channels]: bin of the maximum, -1 where the box is not finite
     int channels;  // of all pathways
@@ -95,7 +99,7 @@ SF_DEVICE void store_reduced(float* to, const float* acc) {
 // One block: a tile of one clip's cells, one slice of the channels, if some box reaches the tile.
 template <class T, int V>
 SF_KERNEL SF_LAUNCH_BOUNDS(kHeadThreads, 3) void roi_reduce_kernel(RoiHeadParams<T> a) {
-    constexpr int kLanes = kHeadSlice / V, kSlots = kHeadThreads / kLanes;
+    constexpr int kLanes = kHeadWideSlice / V, kSlots = kHeadThreads / kLanes;
     SF_SHARED(int, reached, 1);
     const int height = a.rois.extent[1], width = a.rois.extent[2];
     const int tiles_w = ceil_div(width, kHeadTileW), tiles_h = ceil_div(height, kHeadTileH);
@@ -120,7 +124,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kHeadThreads, 3) void roi_reduce_kernel(RoiHeadParams
     if (reached[0] == 0) return;
 
     const HeadPathway<T> p = head_pathway(a, slice);
-    const int c = thread_x() % kLanes * V, from = (slice - p.first_slice) * kHeadSlice + c;
+    const int c = thread_x() % kLanes * V, from = (slice - p.first_slice) * kHeadWideSlice + c;
     if (from >= p.channels) return;
     const int64_t cells = int64_t(height) * width;
     for (int cell = thread_x() / kLanes; cell < kHeadTileH * kHeadTileW; cell += kSlots) {
@@ -130,29 +134,32 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kHeadThreads, 3) void roi_reduce_kernel(RoiHeadParams
         float acc[V] = {};
         reduce_time<T, V>(acc, p.x + (clip * p.frames * cells + at) * p.pitch + from, cells * p.pitch,
                           p.frames, a.max);
-        store_reduced<V>(a.maps + ((clip * cells + at) * a.slices + slice) * kHeadSlice + c, acc);
+        store_reduced<V>(a.maps + ((clip * cells + at) * a.mapped + slice) * kHeadWideSlice + c, acc);
     }
 }
 
-// One block: one box, one slice of the channels. Without maps, dynamic shared memory holds a whole slice.
+// One block: one box, one slice of kSlice channels. V: channels of a vector of the pathways, which it reduces into
+// dynamic shared memory; 0: reduced maps are there.
 // Large: for maps on which a bin may have more cells than a table.
-template <class T, int V, bool Large>
-SF_KERNEL SF_LAUNCH_BOUNDS(kHeadThreads, 3) void roi_max_kernel(RoiHeadParams<T> a) {
-    constexpr int kVector = 4, kLanes = kHeadSlice / kVector, kSlots = kHeadThreads / kLanes;
+template <class T, int V, int kSlice, bool Large>
+SF_KERNEL SF_LAUNCH_BOUNDS(kHeadThreads, Large ? 2 : 3) void roi_max_kernel(RoiHeadParams<T> a) {
+    constexpr int kVector = 4, kLanes = kSlice / kVector, kSlots = kHeadThreads / kLanes;
+    constexpr int kWarps = kHeadThreads / kWarp;
     SF_SHARED(float, weights_y, AxisTable::kWeights);
     SF_SHARED(float, weights_x, AxisTable::kWeights);
     SF_SHARED(CellRange, ranges, 2 * AxisTable::kBins);
-    SF_SHARED(float, best_of, kSlots* kHeadSlice);
-    SF_SHARED(int, where_of, kSlots* kHeadSlice);
+    SF_SHARED(float, best_of, kWarps* kSlice);
+    SF_SHARED(int, where_of, kWarps* kSlice);
     SF_SHARED(int, extremes, 4);  // of the cells under the box: -first and end, y and x
 
     const int slice = block_x() % a.slices, roi = block_x() / a.slices;
     const HeadPathway<T> p = head_pathway(a, slice);
-    const int first = (slice - p.first_slice) * kHeadSlice;
+    const int first = (slice - p.first_slice) * kSlice;
     const int bh = a.rois.bins[1], bw = a.rois.bins[2];
     const int height = a.rois.extent[1], width = a.rois.extent[2];
     const int64_t cells = int64_t(height) * width;
     const int lane_c = thread_x() % kLanes * kVector, slot = thread_x() / kLanes;
+    const bool active = first + lane_c < p.channels;
     const float* row = a.rois.rows + int64_t(roi) * a.rois.columns;
     const int clip = roi_valid_clip(a.rois, row);
 
@@ -168,10 +175,10 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kHeadThreads, 3) void roi_max_kernel(RoiHeadParams<T>
         const bool tables = !Large || (ys.most(bh) > 0 && xs.most(bw) > 0);
         const int ny = tables ? ys.most(bh) : bh, nx = tables ? xs.most(bw) : bw;
 
-        const float* map = a.maps + (clip * cells * a.slices + slice) * kHeadSlice;
-        int64_t pitch = int64_t(a.slices) * kHeadSlice, map_width = width;
+        const float* map = a.maps + (clip * cells * a.mapped + p.first_mapped) * kHeadWideSlice + first;
+        int64_t pitch = int64_t(a.mapped) * kHeadWideSlice, map_width = width;
         int map_y = 0, map_x = 0;  // of the map's first cell
-        if (a.maps == nullptr) {
+        if constexpr (V > 0) {
             if (thread_x() < 4) extremes[thread_x()] = thread_x() % 2 == 0 ? -(1 << 30) : 0;
             syncthreads();
             for (int i = thread_x(); i < bh + bw; i += kHeadThreads) {
@@ -188,7 +195,7 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kHeadThreads, 3) void roi_max_kernel(RoiHeadParams<T>
             const int rows = extremes[1] - map_y, columns = extremes[3] - map_x;
             const int under = rows > 0 && columns > 0 ? rows * columns : 0;
             float* shared = dynamic_shared<float>();
-            constexpr int kReduceLanes = kHeadSlice / V;
+            constexpr int kReduceLanes = kSlice / V;
             const int c = thread_x() % kReduceLanes * V;
             for (int cell = thread_x() / kReduceLanes; cell < under; cell += kHeadThreads / kReduceLanes) {
                 float acc[V] = {};
@@ -197,10 +204,10 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kHeadThreads, 3) void roi_max_kernel(RoiHeadParams<T>
                     reduce_time<T, V>(acc, p.x + (clip * p.frames * cells + at) * p.pitch + first + c,
                                       cells * p.pitch, p.frames, a.max);
                 }
-                store_reduced<V>(shared + cell * kHeadSlice + c, acc);
+                store_reduced<V>(shared + cell * kSlice + c, acc);
             }
             map = shared;
-            pitch = kHeadSlice;
+            pitch = kSlice;
             map_width = columns;
         }
         map += lane_c;
@@ -222,7 +229,8 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kHeadThreads, 3) void roi_max_kernel(RoiHeadParams<T>
                     }
                     syncthreads();
                 }
-                for (int b = slot; b < my * mx; b += kSlots) {
+                const int bins = active ? my * mx : 0;
+                for (int b = slot; b < bins; b += kSlots) {
                     const int y = b / mx, x = b % mx, bin = (y0 + y) * bw + x0 + x;
                     float acc[kVector] = {};
                     if (!Large || tables) {
@@ -243,20 +251,32 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kHeadThreads, 3) void roi_max_kernel(RoiHeadParams<T>
         }
     }
 
+    // The slots of a warp, then the warps.
     SF_UNROLL
     for (int i = 0; i < kVector; ++i) {
-        best_of[slot * kHeadSlice + lane_c + i] = best[i];
-        where_of[slot * kHeadSlice + lane_c + i] = where[i];
+        SF_UNROLL
+        for (int lanes = kLanes; lanes < kWarp; lanes *= 2) {
+            const float other = shfl_xor_sync(best[i], lanes);
+            const int bin = shfl_xor_sync(where[i], lanes);
+            if (bin >= 0 && comes_before(other, bin, best[i], where[i])) {
+                best[i] = other;
+                where[i] = bin;
+            }
+        }
+    }
+    if (lane() < kLanes) {
+        store(best_of + warp() * kSlice + lane_c, bit_cast<Vec<float, kVector>>(best));
+        store(where_of + warp() * kSlice + lane_c, bit_cast<Vec<int, kVector>>(where));
     }
     syncthreads();
     const int c = thread_x();
-    if (c >= kHeadSlice || first + c >= p.channels) return;
+    if (c >= kSlice || first + c >= p.channels) return;
     float value = bit_cast<float>(0x7fc00000u);
     int bin = -1;
-    for (int s = 0; s < kSlots; ++s) {
-        const int i = where_of[s * kHeadSlice + c];
-        if (i >= 0 && comes_before(best_of[s * kHeadSlice + c], i, value, bin)) {
-            value = best_of[s * kHeadSlice + c];
+    for (int w = 0; w < kWarps; ++w) {
+        const int i = where_of[w * kSlice + c];
+        if (i >= 0 && comes_before(best_of[w * kSlice + c], i, value, bin)) {
+            value = best_of[w * kSlice + c];
             bin = i;
         }
     }
@@ -289,6 +309,7 @@ struct RoiHeadBwdParams {
 template <class T, int V>
 SF_KERNEL SF_LAUNCH_BOUNDS(kHeadThreads, 3) void roi_head_bwd_kernel(RoiHeadBwdParams<T> a) {
     constexpr int kSlots = kHeadThreads / kHeadBwdSlice;
+    static_assert((kSlots & (kSlots - 1)) == 0, "columns modulo the slots are masked");
     constexpr int kGroup = 4, kWeights = 1024, kBins = 128;  // boxes at once, and what the tables of one hold
     SF_SHARED(float, weights, kGroup* kWeights);
     SF_SHARED(CellRange, ranges, kGroup * kBins);
@@ -365,10 +386,18 @@ SF_KERNEL SF_LAUNCH_BOUNDS(kHeadThreads, 3) void roi_head_bwd_kernel(RoiHeadBwdP
                 const CellRange yr = ranges[g * kBins + y], xr = ranges[g * kBins + bh + x];
                 const float* wy = weights + g * kWeights + y * span_y;
                 const float* wx = weights + g * kWeights + bh * span_y + x * span_x;
-                for (int j = 0; j < yr.count; ++j) {
-                    if (wy[j] < 0.0f) continue;
-                    for (int i = 0; i < xr.count; ++i)
-                        if (wx[i] >= 0.0f) add(yr.lo + j, xr.lo + i, wy[j] * wx[i] * grad);
+                const int cell_y0 = yr.lo > y0 ? yr.lo : y0, cell_x0 = xr.lo > x0 ? xr.lo : x0;
+                const int cell_y1 = yr.lo + yr.count < y1 ? yr.lo + yr.count : y1;
+                const int cell_x1 = xr.lo + xr.count < x1 ? xr.lo + xr.count : x1;
+                const int mine = cell_x0 + ((slot - cell_x0) & (kSlots - 1));  // this slot's first column
+                for (int j = cell_y0; j < cell_y1; ++j) {
+                    const float w = wy[j - yr.lo];
+                    if (w < 0.0f) continue;
+                    float* map_row = map + ((j - y0) * a.tile_w - x0) * kHeadBwdSlice + lane_c;
+                    for (int i = mine; i < cell_x1; i += kSlots) {
+                        const float weight = wx[i - xr.lo];
+                        if (weight >= 0.0f) map_row[i * kHeadBwdSlice] += w * weight * grad;
+                    }
                 }
             }
             syncthreads();  // the tables are no longer read

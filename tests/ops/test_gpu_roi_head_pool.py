@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from emulator.accesses import counted
 from ops.parity import (
     ORDERS,
     bits,
@@ -21,7 +22,7 @@ from ops.parity import (
     there,
 )
 from ops.test_roi_head_pool import calls, composed
-from slowfast_kernels import ops
+from slowfast_kernels import _extension, ops
 from slowfast_kernels.ops._cases import Draw, cases_of
 from slowfast_kernels.ops._memory import pixel_rows
 from slowfast_kernels.ops._registration import OPS
@@ -111,6 +112,39 @@ def test_drawn_calls(provider):
         check([pool(*args, **kwargs)], exact, peer, COORDINATES, "drawn")
 
     parity()
+
+
+@on_cuda
+@TEMPORAL
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_many_boxes(ratio, dtype, temporal, provider):
+    """So many that a block takes 128 channels: whole slices and parts, vectors and odd channels, empty boxes."""
+    draw = Draw(seed=31, dtype=dtype)
+    kwargs = {"output_size": (3, 2), "sampling_ratio": ratio, "temporal": temporal}
+    for channels, fast_channels in ((136, 8), (129, 5)):
+        slow, fast = draw.normal(2, channels, 2, 6, 7), draw.normal(2, fast_channels, 3, 6, 7)
+        odd = rows(draw, (1, 30, 30, 30, 30), (0, 500, 500, 600, 600), (0, 90, 90, 10, 10), (1, NAN, 0, 5, 5))
+        rois = torch.cat([boxes(draw, 70, 2, 6, 7), odd])
+        got = pool(slow, fast, rois, **kwargs)
+        assert got[-1].isnan().all()
+        exact = reference(OP, to_float64((slow, fast, rois[:-1])), kwargs)
+        peer = reference(OP, (slow, fast, rois[:-1]), kwargs)
+        check([got[:-1]], exact, peer, COORDINATES, f"{channels} channels")
+
+
+@pytest.mark.skipif(not _extension.EMULATE, reason="orders of the emulator's threads")
+@on_cuda
+def test_no_order_of_threads_changes_a_bit_of_many_boxes(provider, monkeypatch):
+    draw = Draw(seed=32, dtype=torch.bfloat16)
+    slow, rois = draw.normal(1, 160, 3, 5, 6), boxes(draw, 108, 1, 5, 6)
+    (kernel,) = [found for found in counted(lambda: pool(slow, None, rois)) if "max" in found.kernel]
+    assert kernel.blocks == 108 * 2, "128 channels a block"
+    results = []
+    for order in ORDERS:
+        monkeypatch.setenv("SLOWFAST_EMULATE_ORDER", order)
+        results.append(bits(pool(slow, None, rois)))
+    assert all(torch.equal(results[0], other) for other in results[1:])
 
 
 @on_cuda
@@ -366,7 +400,7 @@ def test_cuda_launchers_check_for_themselves(provider):
 
     slow, fast, rois = last(2, 4, 3, 6, 7), last(2, 3, 6, 6, 7), there(torch.zeros(3, 5))
     out, arg = there(torch.zeros(3, 7)), there(torch.zeros(3, 7, dtype=torch.int32))
-    maps = there(torch.zeros(2, 42, 64))
+    maps = there(torch.zeros(2, 42, 256))
     good = {"slow": slow, "fast": fast, "rois": rois, "size": [2, 2], "maps": maps, "out": out, "arg": arg}
 
     def launch(slow, fast, rois, size, maps, out, arg, ratio=0):
@@ -386,7 +420,7 @@ def test_cuda_launchers_check_for_themselves(provider):
         {"fast": fast[:1]},
         {"fast": fast[..., :5]},
         {"fast": fast[:, :, :0]},
-        {"maps": maps[..., :32].contiguous()},
+        {"maps": maps[..., :128].contiguous()},
         {"slow": last(2, 4, 3, 30, 30), "fast": last(2, 3, 3, 30, 30), "maps": None},
         {"out": out[:, :6]},
         {"out": there(torch.zeros(7, 3)).t()},

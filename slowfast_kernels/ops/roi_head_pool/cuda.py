@@ -28,9 +28,10 @@ define_native(
     " float spatial_scale, int sampling_ratio, bool aligned, bool max, Tensor(a!) dx) -> ()"
 )
 
-#: Channels that a block takes together (kHeadSlice), and cells whose float32 slice fits its shared memory.
-SLICE = 32
-CELLS_OF_A_BLOCK = (64 << 10) // (4 * SLICE)
+#: Channels of reduced maps come in multiples of this (kHeadWideSlice); cells that fit a block's shared memory where it
+#: reduces for itself, with 32 channels in float32 (kHeadSlice).
+MAP_SLICE = 128
+CELLS_OF_A_BLOCK = (64 << 10) // (4 * 32)
 
 
 def cannot(spec: RoIPoolSpec, dtype: torch.dtype) -> str | None:
@@ -46,15 +47,15 @@ def reduces_apart(clips: int, boxes: int, cells: int, frames: int) -> bool:
 def run(slow: Tensor, fast: Tensor | None, rois: Tensor, spec: RoIPoolSpec) -> tuple[Tensor, Tensor]:
     n, channels, frames, h, w = slow.shape
     boxes = boxes_float32(rois, n)
-    slices = -(-channels // SLICE)
+    slices = -(-channels // MAP_SLICE)
     if fast is not None:
         channels, frames = channels + fast.shape[1], max(frames, fast.shape[2])
-        slices += -(-fast.shape[1] // SLICE)
+        slices += -(-fast.shape[1] // MAP_SLICE)
     out = slow.new_empty((rois.shape[0], channels))
     arg = slow.new_empty((rois.shape[0], channels), dtype=torch.int32)
     maps = None
     if reduces_apart(n, rois.shape[0], h * w, frames):
-        maps = slow.new_empty((n, h * w, slices * SLICE), dtype=torch.float32)  # written under boxes only
+        maps = slow.new_empty((n, h * w, slices * MAP_SLICE), dtype=torch.float32)  # written under boxes only
     torch.ops.slowfast._roi_head_cuda(
         pixel_rows(slow)[0],
         None if fast is None else pixel_rows(fast)[0],
