@@ -61,12 +61,12 @@ _measuring: ContextVar[frozenset[str]] = ContextVar("slowfast_autotune", default
 
 
 @contextlib.contextmanager
-def measuring(*families: str) -> Iterator[None]:
-    """Calls inside the block time every candidate of a shape they meet for the first time: of these of `FAMILIES`, of
-    all without any. Raises ValueError for another name."""
+def measuring(families: Sequence[str] = FAMILIES) -> Iterator[None]:
+    """Calls inside the block time every candidate of a shape they meet for the first time: of these of `FAMILIES`, and
+    of no other. Raises ValueError for another name."""
     if unknown := sorted(set(families).difference(FAMILIES)):
         raise ValueError(f"families: expected some of {FAMILIES}, got {unknown[0]!r}")
-    token = _measuring.set(frozenset(families or FAMILIES))
+    token = _measuring.set(frozenset(families))
     try:
         yield
     finally:

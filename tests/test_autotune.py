@@ -74,13 +74,13 @@ def test_families_are_measured_by_themselves(played):
     assert set(tuners) == set(autotune.FAMILIES)
 
     for asked in autotune.FAMILIES:
-        with autotune.measuring(asked):
+        with autotune.measuring([asked]):
             tiles = {
                 name: tuner.pick((asked, name), CUDA, lambda: Tiles(64), lambda: list(SECONDS), played.append)
                 for name, tuner in tuners.items()
             }
         assert [name for name, found in tiles.items() if found == Tiles(128)] == [asked]
-    with pytest.raises(ValueError, match="families: expected .* got 'gpu'"), autotune.measuring("gpu"):
+    with pytest.raises(ValueError, match="families: expected .* got 'gpu'"), autotune.measuring(["gpu"]):
         pass
 
 

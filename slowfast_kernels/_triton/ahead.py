@@ -52,7 +52,7 @@ def compiled_ahead(candidates: Sequence[Config], run: Callable[[Config], None]) 
 
     What ``run`` would measure itself is not measured meanwhile: nothing is launched.
     """
-    with compiling_ahead() as possible, autotune.measuring(False):
+    with compiling_ahead() as possible, autotune.measuring(()):
         for config in candidates if possible else ():
             with contextlib.suppress(Exception):  # such a candidate is left out when it is measured
                 run(config)

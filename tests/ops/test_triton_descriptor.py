@@ -416,7 +416,7 @@ packed = conv.pack(torch.randn(64, 64, 3, 1, 1), dtype=x.dtype)
 seen = []
 
 def run(tiles):
-    seen.append((tiles, autotune.is_measuring()))
+    seen.append((tiles, autotune.is_measuring("triton")))
     if tiles.warps == 3:
         raise ValueError("no such number of warps")
     conv.run_packed(x, packed, None, out, padding=(1, 0, 0), config=tiles)
@@ -427,7 +427,7 @@ several = [
 ]
 with autotune.measuring():
     assert compiled_ahead(several, run) == several
-    assert autotune.is_measuring()
+    assert autotune.is_measuring("triton")
 assert seen == [(tiles, False) for tiles in several]
 kernels = (conv.conv_kernel, conv.descriptor.descriptor_kernel, conv.descriptor.split_sum_kernel)
 print(*(sum("ptx" in k.asm for c in kernel.device_caches.values() for k in c[0].values()) for kernel in kernels))
