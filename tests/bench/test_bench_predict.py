@@ -100,6 +100,23 @@ def test_counts_of_chained_blocks(inner, cout, shape, provider):
     assert_counted(noted.calls, found)
 
 
+@pytest.mark.skipif(not _extension.EMULATE, reason="for the emulated library")
+@pytest.mark.parametrize("provider", ["cuda"], indirect=True)
+@pytest.mark.parametrize(
+    "inner, cout, kernel_t, shape",
+    [(8, 32, 5, (1, 24, 4, 14, 14)), (16, 64, 1, (1, 64, 3, 14, 28)), (32, 128, 5, (1, 128, 6, 9, 14))],
+)
+def test_counts_of_narrow_blocks_that_do_not_roll(inner, cout, kernel_t, shape, provider):
+    draw = Draw(seed=0, dtype=torch.bfloat16)
+    (x, *parameters), _ = _call(draw, shape, inner, cout, kernel_t, shape[1] != cout)
+    block = CudaBlock(BlockSpec(*parameters), torch.bfloat16, torch.device("cpu"))
+    out = empty_channels_last(x, block.out_shape(x.shape))
+    with Native([]) as noted, torch.no_grad():
+        found = counted(lambda: block.into(out, x))
+    assert found[0].kernel.startswith("block_narrow_kernel")
+    assert_counted(noted.calls, found)
+
+
 def assert_counted(calls, found):
     """The models of native calls count what the emulator has counted of their launches."""
     works = [work for name, args in calls for work in MODELS[name](Machine(), *args)]
@@ -114,7 +131,7 @@ def assert_counted(calls, found):
         assert work.count.products == launch.products
         assert work.shared == launch.shared_bytes
         copied = sum(s.bytes for s in launch.sites if s.access == "copy" and s.space == "global")
-        if work.kernel in ("block_wide_rest_kernel", "block_wide_one_kernel"):
+        if work.kernel == "block_wide_one_kernel":
             # and the residual; sectors, for lanes share what they load of shifts, which is no part of the model
             loaded = 32 * sum(s.passes for s in launch.sites if s.access == "load" and s.space == "global")
             assert copied <= work.l2 <= copied + loaded
@@ -125,11 +142,12 @@ def assert_counted(calls, found):
         assert work.count.wavefronts == pytest.approx(launch.passes("shared")[0], rel=0.05)
         requests = sum(s.requests for s in launch.sites if s.space == "shared" or s.access == "store")
         assert work.count.requests == pytest.approx(requests, rel=0.25)
-        if work.kernel != "block_wide_one_kernel":  # whose blocks walk over tiles
+        # whose blocks walk over tiles, unless the lateral's weights come with each
+        if work.kernel != "block_wide_one_kernel" and ", true, true>" not in launch.kernel:
             assert work.blocks == launch.blocks
 
 
-#: Compiles the Triton kernels of a Slow stage in every form, one start of each of their tiles, without the interpreter.
+#: Compiles the Triton kernels of Slow stages in every form, one start of each of their tiles, without the interpreter.
 COMPILE = """
 import json
 from slowfast_kernels._triton.aot import resources
@@ -139,16 +157,16 @@ from slowfast_kernels.bench.gpu.predict.machine import Machine
 from slowfast_kernels.bench.gpu.predict.model import traced
 
 found = {}
-for stage in ("res2.slow", "res4.slow"):
-    for one in traced("slowfast_8x8_r50", 8, ("triton",))[0]:
+for stage, batch in (("res2.slow", 8), ("res4.slow", 8), ("res4.slow", 1)):
+    for one in traced("slowfast_8x8_r50", batch, ("triton",))[0]:
         for call in one.calls if one.step.stage == stage else ():
             v, (work,) = call.launch.values, others.triton(Machine(), call.launch)
-            key = (work.kernel, v["BLOCK_K"], v.get("FORM"))
+            key = (work.kernel, v.get("BLOCK_K"), v.get("FORM"), v.get("SPLITS"), v.get("OVERLAP"))
             if key not in found:
                 kernel = compile_launch(call.launch, 90)
                 used = resources(kernel.asm["cubin"])["reg"] * 32 * call.launch.warps
                 found[key] = [work.kernel, work.shared, work.resident, kernel.metadata.shared, 65536 // used]
-                assert "wgmma" in kernel.asm["ptx"]
+                assert "wgmma" in kernel.asm["ptx"] or call.launch.name == "split_sum_kernel"
 print(json.dumps(list(found.values())))
 """
 
@@ -160,11 +178,17 @@ def test_triton_kernels_take_what_they_are_said_to():
     done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
-    assert {row[0].split()[0] for row in rows} == {"conv_kernel", "tail_kernel"} and len(rows) >= 5
+    kernels = {"conv_kernel", "tail_kernel", "descriptor_kernel", "split_sum_kernel"}
+    assert {row[0].split()[0] for row in rows} == kernels and len(rows) >= 10
+    m = Machine()
     for kernel, shared, resident, compiled, by_registers in rows:
-        if "conv" in kernel:  # the second product of the other one has operands of another size
-            assert shared == compiled, kernel
-        m = Machine()
+        if (
+            "tail" not in kernel
+        ):  # whose second product has operands of another size; barriers of descriptors' copies
+            assert shared <= compiled <= shared + (1024 if "descriptor" in kernel else 0), kernel
+        if kernel == "split_sum_kernel":
+            assert resident <= by_registers
+            continue
         assert abs(resident - min(by_registers, m.shared_bytes // (compiled + m.shared_reserved))) <= 1, (
             kernel
         )
@@ -179,10 +203,9 @@ def test_no_step_is_below_its_floors(batch):
     m, launches = p.machine, [one for row in p.rows for one in row.launches]
     assert len(launches) > len(p.rows)
     for one in launches:
-        for time in (one.time, one.planned):
-            assert time.seconds >= one.dram_bytes / m.dram + m.launch
-            assert time.seconds >= 2 * one.work.products / m.wgmma
-            assert time.seconds >= max(time.terms.values()) > 0
+        assert one.time.seconds >= one.dram_bytes / m.dram + m.launch
+        assert one.time.seconds >= 2 * one.work.products / m.wgmma
+        assert one.time.seconds >= max(one.time.terms.values()) > 0
         assert one.dram_bytes <= one.work.traffic * (1 + 1e-9)
         assert (
             one.work.l2 * (1 + 1e-9) >= sum(b for _, b in one.work.reads)
@@ -208,13 +231,6 @@ def test_twice_the_batch_is_not_faster():
         before = p
 
 
-def test_what_is_planned_is_not_slower():
-    for batch in BATCHES:
-        p = predict(SLOWFAST, batch)
-        assert all(row.planned <= row.seconds * (1 + 1e-9) for row in p.rows)
-        assert p.seconds(True) < p.seconds()
-
-
 def test_a_better_machine_is_not_slower():
     base = predict(SLOWFAST, 8).seconds()
     for name, factor in (
@@ -232,7 +248,8 @@ def test_a_better_machine_is_not_slower():
 def test_every_step_starts_something_with_a_model():
     for p in (predict(SLOWFAST, 8), predict("slow_8x8_r50", 8), predict("slowfast_8x8_r18", 8)):
         assert all(row.launches and row.known for row in p.rows)
-        assert {row.op for row in p.rows} >= {"input", "stem3d", "pool_concat_head"}
+        assert {row.op for row in p.rows} >= {"stem3d", "pool_concat_head"}
+        assert "input" not in {row.op for row in p.rows}  # stems read the clips as they lie
     detector = predict("slowfast_8x8_r50_ava", 1)
     assert [row.op for row in detector.rows if not row.known] == ["roi_head_pool"]
 
@@ -252,8 +269,6 @@ def test_time_of_one_launch():
     assert time_of(ragged, 0, m).terms["tensor"] == pytest.approx(
         2 * tensor * m.processors / (m.processors + 1)
     )
-    even = dataclasses.replace(ragged, balanced=True)
-    assert time_of(even, 0, m).terms["tensor"] == pytest.approx(tensor)
     # a block's own chain: as often as blocks find a place
     for resident, rounds in ((1, 2), (2, 1)):
         chained = Work("k", 2 * m.processors, resident, chain=1000)
@@ -299,8 +314,8 @@ def test_the_command_adds_up(capsys, tmp_path):
     # the table: its steps add up to the printed sums
     steps = [line.split() for line in out.splitlines() if line.startswith(("stem", "res", "lateral", "head"))]
     assert len(steps) == len(found["steps"])
-    assert sum(float(line[-2]) for line in steps) == pytest.approx(1e6 * sum(lanes), abs=0.05 * len(steps))
-    (sums,) = (line.split() for line in out.splitlines() if " as built" in line)
+    assert sum(float(line[-1]) for line in steps) == pytest.approx(1e6 * sum(lanes), abs=0.05 * len(steps))
+    (sums,) = (line.split() for line in out.splitlines() if " plan " in line)
     assert [float(x) for x in sums[-3:]] == pytest.approx([1e6 * x for x in (*lanes, whole)], abs=0.5)
 
 
@@ -344,8 +359,8 @@ def test_a_run_shows_what_was_predicted():
             "missing": {},
         }
 
-    parts = {"model": Part(records=[record("model"), record("model", dtype="fp32")]),
-             "parts": Part(records=[record("slow res3"), record("laterals", batch=1)]),
+    parts = {"network": Part(records=[record("model"), record("model", dtype="fp32"), record("slow res3"),
+                                      record("laterals", batch=1)]),
              "ops": Part(records=[{**record("stem3d"), "op": "stem3d", "case": "stem.slow"}])}  # fmt: skip
     environment = gpu_environment(True)
 
@@ -362,10 +377,10 @@ def test_a_run_shows_what_was_predicted():
     res3 = sum(row.seconds for row in p.rows if row.stage == "res3.slow")
     laterals = sum(row.seconds for row in predict(SLOWFAST, 1).rows if row.stage.startswith("lateral"))
     assert found == {
-        ("model", "model", "bf16"): [p.seconds(), None],
-        ("model", "model", "fp32"): [None, None],
-        ("parts", "slow res3", "bf16"): [res3, None],
-        ("parts", "laterals", "bf16"): [laterals, None],
+        ("network", "model", "bf16"): [p.seconds(), None],
+        ("network", "model", "fp32"): [None, None],
+        ("network", "slow res3", "bf16"): [res3, None],
+        ("network", "laterals", "bf16"): [laterals, None],
         ("ops", "stem3d", "bf16"): [None, None],
     }
     text = page(document, rows)

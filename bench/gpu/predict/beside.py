@@ -48,7 +48,7 @@ def seconds_of(what: str, p: Prediction) -> float | None:
 def with_prediction(record: dict[str, Any], setting: Setting) -> dict[str, Any]:
     """The record, its row of a frozen model or part with `predicted` seconds where there is a prediction."""
     plain = not (setting.dry or setting.overrides or setting.frames or setting.crop)
-    if not plain or record["dtype"] != "bf16" or record.get("part") not in ("model", "parts", "compile"):
+    if not plain or record["dtype"] != "bf16" or record.get("part") not in ("network", "compile"):
         return record
     found = _predicted(setting.model, record["batch"])
     seconds = None if isinstance(found, str) else seconds_of(record["what"], found)

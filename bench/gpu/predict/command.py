@@ -12,7 +12,7 @@ from typing import Any
 
 from slowfast_kernels import report
 from slowfast_kernels.bench.gpu.predict.machine import Machine, measured
-from slowfast_kernels.bench.gpu.predict.model import FORMS, PLANNED, Prediction, Row, forms, predict
+from slowfast_kernels.bench.gpu.predict.model import FORMS, Prediction, Row, forms, predict
 from slowfast_kernels.cli import Parser
 from slowfast_kernels.models import configure
 
@@ -30,8 +30,8 @@ UNCERTAIN = (
     "descriptor_loop", "l2_latency", "dram_latency", "mma_latency", "shared_latency", "barrier", "overlap",
 )  # fmt: skip
 
-STEPS = ("stage", "op", "provider", "kernels", "limiter", "us", "if planned")
-SUMS = ("batch", "state", "Slow chain, us", "Fast chain, us", "model, us")
+STEPS = ("stage", "op", "provider", "kernels", "limiter", "us")
+SUMS = ("batch", "sum", "Slow chain, us", "Fast chain, us", "model, us")
 
 
 def us(seconds: float) -> str:
@@ -44,19 +44,15 @@ def whole(seconds: float) -> str:
 
 def step_lines(p: Prediction) -> list[tuple[str, ...]]:
     """A line for each step of the plan."""
-    return [
-        (row.stage, row.op, row.provider, row.kernels, row.limiter, us(row.seconds), us(row.planned))
-        for row in p.rows
-    ]
+    return [(row.stage, row.op, row.provider, row.kernels, row.limiter, us(row.seconds)) for row in p.rows]
 
 
 def sum_lines(predictions: Sequence[Prediction]) -> list[tuple[str, ...]]:
-    """The chains and the model, as the plan is and with what is planned."""
+    """The chains and the model."""
     found = []
     for p in predictions:
-        for state, planned in (("as built", False), ("if planned", True)):
-            chains = (whole(p.chain(lane, planned)) for lane in (0, 1))
-            found.append((str(p.batch), state, *chains, whole(p.seconds(planned))))
+        chains = (whole(p.chain(lane)) for lane in (0, 1))
+        found.append((str(p.batch), "plan", *chains, whole(p.seconds())))
         found.append((str(p.batch), "floor of all steps", "", "", whole(p.floor)))
     return found
 
@@ -78,13 +74,11 @@ def _longest(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.seconds >= 0.5 * top]
 
 
-def form_lines(
-    model: str, batches: Sequence[int], machine: Machine, planned: bool = False
-) -> list[tuple[str, ...]]:
+def form_lines(model: str, batches: Sequence[int], machine: Machine) -> list[tuple[str, ...]]:
     """Stages of residual blocks in every form, at each batch."""
     found = []
     for batch in batches:
-        for stage, times in forms(model, batch, machine, planned).items():
+        for stage, times in forms(model, batch, machine).items():
             best = min(times.values())
             texts = (
                 whole(times[f]) + ("*" if times[f] == best else "") if f in times else "-" for f in FORMS
@@ -108,7 +102,6 @@ def document(predictions: Sequence[Prediction]) -> dict[str, Any]:
     """Everything, as JSON: seconds, bytes, multiplications."""
     return {
         "note": f"{TITLE}. {ABOUT}",
-        "planned": PLANNED,
         "machine": asdict(predictions[0].machine),
         "predictions": [
             {
@@ -116,7 +109,6 @@ def document(predictions: Sequence[Prediction]) -> dict[str, Any]:
                 "batch": p.batch,
                 "dtype": "bf16",
                 "seconds": p.seconds(),
-                "planned_seconds": p.seconds(True),
                 "chains": {"slow": p.chain(0), "fast": p.chain(1)},
                 "floor_seconds": p.floor,
                 "steps": [_step(row) for row in p.rows],
@@ -129,7 +121,7 @@ def document(predictions: Sequence[Prediction]) -> dict[str, Any]:
 def _step(row: Row) -> dict[str, Any]:
     return {
         "stage": row.stage, "op": row.op, "provider": row.provider, "lane": row.lane, "limiter": row.limiter,
-        "seconds": row.seconds if row.known else None, "planned_seconds": row.planned if row.known else None,
+        "seconds": row.seconds if row.known else None,
         "launches": [
             {
                 "kernel": one.work.kernel, "seconds": one.time.seconds, "terms": dict(one.time.terms),
@@ -158,7 +150,7 @@ GPU run in the place of assumptions (`--machine gpu.json`).
 
 {sums}
 
-## Stages, as built
+## Stages
 
 {stages}
 
@@ -168,10 +160,6 @@ Microseconds of a stage's blocks in every form, a star at the least. What a plan
 (`slowfast_kernels/plans/gpu.py`) follows from it, except where forms are closer than such a model can tell.
 
 {forms}
-
-The same at batch 8 if what is planned were there:
-
-{planned_forms}
 
 ## What the figure hangs on
 
@@ -197,7 +185,7 @@ def page() -> str:
             "SlowFast-R50 8x8, 224x224, bfloat16, one H200. No figure of this page was measured.", ABOUT
         ),
         sums_are=text(
-            f"Two streams are taken to save {machine.overlap:.0%} of the sum of both chains. *If planned*: {PLANNED}.",
+            f"Two streams are taken to save {machine.overlap:.0%} of the sum of both chains.",
             "cuDNN is taken to have engines for a convolution with shift, residual and ReLU in one, and to find its",
             "best tile. The floor is the sum of what every step takes at least: its direct products at the wgmma rate,",
             "or each of its tensors once at DRAM's bandwidth.",
@@ -207,7 +195,6 @@ def page() -> str:
             stage_lines(predictions), "stage", "provider", "limited by", *(f"batch {b}, us" for b in batches)
         ),
         forms=table(form_lines(model, batches, machine), "batch", "stage", *FORMS),
-        planned_forms=table(form_lines(model, (8,), machine, planned=True), "batch", "stage", *FORMS),
         sensitivity=table(sensitivity_lines(model, 8, machine), "constant", "value", "-20 %", "+20 %"),
     )
 
@@ -255,7 +242,6 @@ def main(argv: Sequence[str]) -> int:
     if args.forms:
         report.say(report.table(form_lines(args.model, batches, machine), ("batch", "stage", *FORMS)) + "\n")
     report.say(report.table(sum_lines(predictions), SUMS))
-    report.say(f"if planned: {PLANNED}")
     if unknown := [row.op for row in predictions[0].rows if not row.known]:
         report.say(
             f"not predicted, as it depends on the call's values, and not in the sums: {', '.join(unknown)}"

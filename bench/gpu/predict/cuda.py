@@ -65,6 +65,12 @@ def warp_products(m: Machine, mma: float, independent: int) -> float:
     return mma * max(m.quarter_mma, m.mma_latency / independent)
 
 
+def line_rows(tile_h: int, tile_w: int, rows: int) -> int:
+    """Rows of the tensor cores between the lines of a tile of pixels that has so many: as in block_mma.cuh."""
+    eights = cdiv(tile_w, 8) * 8
+    return eights if eights * tile_h <= rows else tile_w
+
+
 # --- stem (stem.cuh) ---------------------------------------------------------------------------------------
 
 
@@ -124,64 +130,91 @@ def stem_run(
 @model
 def block_narrow_run(
     m: Machine, x: torch.Tensor, weights: torch.Tensor, shifts: torch.Tensor, inner: int, kernel_t: int, stride: int,
-    dilation: int, shortcut: bool, tile: Sequence[int], out: torch.Tensor, *, reads_per_frame: int | None = None,
+    dilation: int, shortcut: bool, tile: Sequence[int], out: torch.Tensor,
 ) -> list[Work]:  # fmt: skip
-    """reads_per_frame: how often conv_a reads a frame of the ring; by default once for every tap in time."""
-    reads = kernel_t if reads_per_frame is None else reads_per_frame
     clips, cout, frames, height, width = out.shape
     cin, in_height, in_width = x.shape[1], x.shape[3], x.shape[4]
     tile_h, tile_w, segment = tile
-    warps, rows_of_task, m_tiles, n_tiles = (8 if inner >= 32 else 4), 32, 2, inner // 8
+    tiles = cuda_tiles.Tiles(tile_h, tile_w, segment)
+    warps, bounds = cuda_tiles.NARROW_BLOCKS[inner]
+    n_tiles, adjacent = inner // 8, 2 if inner >= 16 else 1
     halo_h, halo_w = ((n - 1) * stride + 2 * dilation + 1 for n in (tile_h, tile_w))
     halo, wide, joined = halo_h * halo_w, cdiv(cout, 32) * 32, min(4, n_tiles)
+    rolling = kernel_t == cuda_tiles.ROLLING_TAPS and halo <= cuda_tiles.ROLLING_HALO
     across, down, segments = cdiv(width, tile_w), cdiv(height, tile_h), cdiv(frames, segment)
     blocks, reach = clips * segments * across * down, kernel_t // 2
-    a_tasks, b_tasks = cdiv(halo, rows_of_task), cdiv(tile_h * tile_w, rows_of_task)
 
-    def over(channels: int, columns: int, times: float = 1) -> Count:
-        """`channels` products of the ring's pixels; ldmatrix `times` as often as products."""
-        whole = step(m_tiles, columns) * (channels // 16)
-        rest = step(m_tiles, columns, eight=True) if channels % 16 else Count()
-        both = whole + rest
-        pixels = m_tiles * (4 * (channels // 16) + 2 * (channels % 16 > 0))
-        both.wavefronts -= pixels * (1 - times)
-        return both
+    # Tiles of 16 pixels as they are dealt to warps: conv_a's from the first on, the others' from the last.
+    held = cuda_tiles.ROLLING_HALO // 16 // warps
+    a_tiles = [dealt(cdiv(halo, 16), adjacent, warps, w) for w in range(warps)]
+    b_tiles = cdiv(line_rows(tile_h, tile_w, cdiv(tile_h * tile_w, 32) * 32) * tile_h, 16)
+    b_tasks = [
+        [min(2, b_tiles - i) for i in range(2 * (warps - 1 - w), b_tiles, 2 * warps)] for w in range(warps)
+    ]
+    a_tasks = [[min(held, n - i) for i in range(0, n, held)] for n in a_tiles]
 
-    # taps that lie outside of the clip are left out
-    taps = covered(frames, frames, 1, reach, kernel_t) / frames
-    piece = 2 * m_tiles  # rows of eight pixels of a task
-    a = over(cin, n_tiles, reads / kernel_t) * taps + Count(wavefronts=piece, requests=piece)
-    a += moved(piece * 32 * 4 * joined, 4 * joined)
-    if inner == 8:
-        b = step(m_tiles, 1) * 4 + step(m_tiles, 1, eight=True)
-        c = step(m_tiles, 4, loaded=False, eight=True)
-    else:
-        b = step(m_tiles, n_tiles) * (9 * inner // 16)
-        c = step(m_tiles, 4, loaded=False) * (inner // 16)
-    b += Count(wavefronts=n_tiles * m_tiles, requests=n_tiles * m_tiles)
-    c += Count(wavefronts=piece, requests=piece)
-    c += over(cin, 4) if shortcut else moved(piece * 32 * 16)
-    bc = b + c * (wide // 32)
-    bc.requests += piece * wide / 32  # stores of the result
-    brought = clips * covered(frames, segments, segment, reach, segment + 2 * reach)
+    def over(rows: int, columns: int, reads: int = 1, taps: int = 1) -> Count:
+        """Pixels' channels, so often read, with the weights of so many taps."""
+        found = Count()
+        for eight, times in ((False, cin // 16), (True, cin % 16 // 8)):
+            loads = Count(wavefronts=rows * (2 if eight else 4), requests=rows) * reads
+            found += (step(rows, columns, eight=eight, loaded=False) * taps + loads) * times
+        return found
+
+    # Frames that a segment reads, each once, and that it computes; a frame's products with taps of other segments, or
+    # of frames outside of the clip, are left out.
+    read = covered(frames, segments, segment, reach, segment + 2 * reach)
+    met = covered(frames, frames, 1, reach, kernel_t)
+    begun = frames + (2 * reach * segments if rolling else 0)
+    a = Count()
+    for rows in (rows for tasks in a_tasks for rows in tasks):
+        a += over(rows, n_tiles, read if rolling else met, met)
+    # shifts, with which the sums begin; results
+    passes = warps if rolling else sum(map(len, a_tasks))
+    a += Count(requests=cdiv(joined, 2), wavefronts=2 * joined) * (passes * begun)
+    a += Count(requests=1, wavefronts=joined) * (cdiv(halo, 8) * frames)
+
+    bc = Count()
+    for rows in (rows for tasks in b_tasks for rows in tasks):
+        if inner == 8:
+            b = step(rows, 1) * 4 + step(rows, 1, eight=True)
+            c = step(rows, 4, loaded=False, eight=True)
+        else:
+            b = step(rows, n_tiles) * (9 * inner // 16)
+            c = step(rows, 4, loaded=False) * (inner // 16)
+        b += Count(wavefronts=2 * n_tiles * rows, requests=n_tiles * rows)
+        c += Count(wavefronts=8, requests=2 + 2 * rows)  # shifts; stores of the result
+        c += over(rows, 4) if shortcut else moved(2 * rows * 32 * 16)
+        bc += b + c * (wide // 32)
+    brought = clips * read
     seen = covered(in_height, down, tile_h * stride, dilation, halo_h)
     seen *= covered(in_width, across, tile_w * stride, dilation, halo_w)
-    count = (a * a_tasks + bc * b_tasks) * (clips * frames * across * down)
+    count = (a + bc * frames) * (clips * across * down)
     count += moved(halo * cin * 2) * (brought * across * down) + moved(sized(weights)) * blocks
 
-    # A phase of a block, between two barriers: the warp with the most tasks, each of which waits for its own products.
-    steps_a = taps * cdiv(cin, 16)
-    one_a = m.shared_latency * 2 + warp_products(m, steps_a * m_tiles * n_tiles, m_tiles * n_tiles) + 80
-    steps_b = 5 if inner == 8 else 9 * inner // 16
-    one_b = m.shared_latency * 2 + warp_products(m, steps_b * m_tiles * n_tiles, m_tiles * n_tiles) + 60
-    steps_c = cdiv(inner, 16) + (cdiv(cin, 16) if shortcut else 0)
-    one_b += wide // 32 * (m.shared_latency * 2 + warp_products(m, steps_c * m_tiles * 4, m_tiles * 4) + 60)
-    tasks = [one_a] * a_tasks + [one_b] * b_tasks
-    phase = max(sum(tasks[w::warps]) for w in range(warps)) + m.barrier
+    # A phase of a block, between two barriers: the warp that takes longest. The steps of conv_a are a loop, each of
+    # which waits for its ldmatrix; those of the others are unrolled.
+    at_once = kernel_t if rolling else 1
+    steps_a, steps_b = cdiv(cin, 16) * (kernel_t // at_once), 5 if inner == 8 else 9 * inner // 16
+    wait = m.shared_latency
+
+    def phase_of(w: int) -> float:
+        clk = 0.0
+        for rows in a_tasks[w]:
+            n = rows * n_tiles * at_once
+            clk += steps_a * (warp_products(m, n, n) + wait) + wait + 80
+        for rows in b_tasks[w]:
+            clk += 2 * wait + warp_products(m, steps_b * rows * n_tiles, rows * n_tiles) + 60
+            c = 2 * wait + warp_products(m, cdiv(inner, 16) * rows * 4, rows * 4) + 60
+            if shortcut:
+                c += cdiv(cin, 16) * (warp_products(m, rows * 4, rows * 4) + wait)
+            clk += wide // 32 * c
+        return clk
+
+    phase = max(map(phase_of, range(warps))) + m.barrier
     packed = Packed(weights, shifts, None, None, cin, inner, cout, kernel_t, shortcut)
-    shared = cuda_tiles.shared_bytes(packed, cuda_tiles.Tiles(tile_h, tile_w, segment), stride, dilation)
-    name = f"block_narrow_kernel<bf16, {inner}, {str(shortcut).lower()}>"
-    bounds = 1 if inner >= 32 else 3 if inner >= 16 else 4
+    shared = cuda_tiles.shared_bytes(packed, tiles, stride, dilation)
+    name = f"block_narrow_kernel<bf16, {inner}, {str(shortcut).lower()}, {str(rolling).lower()}>"
     return [
         Work(
             "block_narrow_kernel", blocks, resident(m, name, bounds, shared), count,
@@ -192,6 +225,11 @@ def block_narrow_run(
             reads=[(x, sized(x)), (weights, sized(weights))], writes=[(out, sized(out))],
         )
     ]  # fmt: skip
+
+
+def dealt(tiles: int, adjacent: int, warps: int, warp: int) -> int:
+    """How many of the tiles a warp has, of which so many neighbours go to one warp at a time."""
+    return sum(min(adjacent, tiles - i) for i in range(warp * adjacent, tiles, warps * adjacent))
 
 
 # --- wide blocks (block_wide.cuh, block_wide_one.cuh) --------------------------------------------------------
@@ -229,9 +267,7 @@ def block_wide_a_run(
 def block_wide_rest_run(
     m: Machine, inner: torch.Tensor, x: torch.Tensor, weights: torch.Tensor, shifts: torch.Tensor, stride: int,
     dilation: int, shortcut: bool, tile: Sequence[int], out: torch.Tensor, following: torch.Tensor | None = None,
-    *, prefetched: bool = False,
 ) -> list[Work]:  # fmt: skip
-    """prefetched: the residual is on its way while conv_c multiplies; else the stores before it hold its loads up."""
     clips, cout, frames, height, width = out.shape
     channels, cin, warps, columns = inner.shape[1], x.shape[1], 4, 64
     tile_h, tile_w = tile
@@ -250,7 +286,7 @@ def block_wide_rest_run(
         c += step(m_tiles, 8) * x_steps
     if chained:
         c += step(m_tiles, n_tiles, loaded=False) * (columns // 16)
-    c += Count(wavefronts=2 * m_tiles, requests=2 * m_tiles + (1 if shortcut else 2) * piece)
+    c += Count(wavefronts=2 * m_tiles, requests=2 * m_tiles + piece)
     stages = 9 * channels // 64 + parts * (1 + (cdiv(x_steps, steps) if shortcut else 0) + chained)
     of_block = (
         (b + c * parts) * warps + moved(stages * 64 * channels * 2) + moved(halo_h * halo_w * channels * 2)
@@ -259,6 +295,10 @@ def block_wide_rest_run(
         of_block += moved(rows * cdiv(cin, 8) * 16)
     if keeps:
         of_block += moved(rows * channels * 2)
+    added = images * height * width * cin * 2  # residual, or the shortcut's pixels
+    count = of_block * blocks
+    if not shortcut:  # every lane's own vectors, into shared memory and out of it
+        count += moved(added) * 2
 
     each = m_tiles * 8
     chain = m.l2_latency + 9 * steps * max(
@@ -266,23 +306,22 @@ def block_wide_rest_run(
     )
     part = (steps + (x_steps if shortcut else 0)) * max(warp_products(m, each, each), m.shared_latency)
     part += (columns // 16) * warp_products(m, m_tiles * n_tiles, m_tiles * n_tiles) if chained else 0
-    part += m.shared_latency * 2 + 10 * piece
-    if not shortcut:
-        part += m.shared_latency if prefetched else piece * (m.l2_latency + m.dram_latency) / 2
+    if not shortcut:  # its loads set out behind the stores before it
+        part = max(part, (m.l2_latency + m.dram_latency) / 2) + m.shared_latency
     else:
         chain += m.dram_latency
-    chain += parts * part + stages * m.barrier
+    part += m.shared_latency * 2 + 10 * piece
+    chain += parts * part + (stages + 1) * m.barrier
     packed = Packed(weights, shifts, None, None, cin, channels, cout, 1, shortcut, chained)
     shared = cuda_tiles.tail_shared_bytes(packed, cuda_tiles.TailTiles(tile_h, tile_w), stride, dilation)
     flags = f"{str(shortcut).lower()}, {str(chained).lower()}"
     seen = covered(inner.shape[3], down, tile_h * stride, dilation, halo_h)
     seen *= covered(inner.shape[4], across, tile_w * stride, dilation, halo_w)
-    added = images * height * width * cin * 2  # residual, or the shortcut's pixels
     return [
         Work(
             "block_wide_rest_kernel", blocks,
             resident(m, f"block_wide_rest_kernel<bf16, {channels}, {m_tiles}, {flags}>", 2, shared),
-            of_block * blocks,
+            count,
             l2=images * seen * channels * 2 + blocks * sized(weights) + added,
             chain=chain, fill=m.fill / 2 + m.dram_latency,
             shared=shared,
@@ -304,9 +343,7 @@ def block_wide_one_run(
     halo, rows = halo_h * halo_w, cdiv(halo_h * halo_w, 32) * 32
     across, down = cdiv(width, tile_w), cdiv(height, tile_h)
     tiles, steps_a, parts, chunks = images * across * down, cdiv(cin, 16), cdiv(cout, 64), cdiv(cin, 32)
-    eights = cdiv(tile_w, 8) * 8
-    line = eights if eights * tile_h <= 256 else tile_w
-    with_halo, with_output = rows // 32, cdiv(line * tile_h, 32)
+    with_halo, with_output = rows // 32, cdiv(line_rows(tile_h, tile_w, 256) * tile_h, 32)
 
     a = step(2, 8) * steps_a + Count(wavefronts=0, requests=8)
     b = step(2, 8) * 36 + Count(wavefronts=16, requests=16)
@@ -342,27 +379,37 @@ def block_wide_one_run(
 @model
 def lateral(
     m: Machine, fast: torch.Tensor, weight: torch.Tensor, scale: Any, shift: Any, alpha: int, relu: bool, tf32: bool,
-    out: torch.Tensor,
+    columns: int, walkers: int, out: torch.Tensor,
 ) -> list[Work]:  # fmt: skip
+    """walkers: blocks of threads that keep the weights of one set of columns and walk over the pixels; 0: every tile
+    of 128 pixels has a block of its own, to which the weights come with the pixels."""
     clips, outputs, frames, height, width = out.shape
-    taps, channels, warps, rows, stages = weight.shape[1], fast.shape[1], 4, 128, 3
-    columns = 16 if outputs <= 16 else 64
+    taps, channels, rows, of_warp = weight.shape[1], fast.shape[1], 128, min(64, columns)
+    warps, stages = 4 * columns // of_warp, 4 if walkers else 3
     pixels, steps, across = clips * frames * height * width, cdiv(taps * channels, 32), cdiv(outputs, columns)
-    blocks = cdiv(pixels, rows) * across
+    down = cdiv(pixels, rows)
+    walking = min(walkers, down) if walkers else down
     # weights come through ldmatrix as well, two tiles of eight channels at a time
-    half = Count(2 * columns // 8, 0, 8 + 4 * columns // 16, 2 + columns // 16)
-    of_step = half * (2 * warps) + moved((rows + columns) * 64)
-    of_block = of_step * steps + moved(rows * columns * 2, 4) + moved(rows * columns * 2)
-    shared = max(stages * (rows + columns) * 32, rows * columns) * 2
+    half = Count(2 * of_warp // 8, 0, 8 + 4 * of_warp // 16, 2 + of_warp // 16)
+    of_step = half * (2 * warps) + moved((rows if walkers else rows + columns) * 64)
+    # scale and shift of four columns a lane, once for every sixteen; four stores of these
+    of_tile = of_step * steps + Count(wavefronts=8, requests=6) * (of_warp // 16 * warps)
+    kept = moved(columns * 64) * (steps * walking * across) if walkers else Count()
+    shared = (columns * steps if walkers else columns * stages) * 64 + stages * rows * 64 + 8 * columns
     # frames of the clip that the taps of all results meet
     met = covered(fast.shape[2], frames, alpha, taps // 2, taps)
-    one = warp_products(m, 2 * columns // 4, columns // 4) + 2 * m.shared_latency + m.barrier
+    one = warp_products(m, 2 * of_warp // 4, of_warp // 4) + 2 * m.shared_latency + m.barrier
+    chain = steps * max(one, m.l2_latency / (stages - 1)) + of_warp // 16 * (m.shared_latency + 40)
+    fill = m.fill / 2 + m.dram_latency
+    if walkers:  # once for all tiles of a block
+        fill = (fill + columns * taps * channels * 2 / 32) / cdiv(down, walking)
+    name = f"lateral_kernel<bf16, HalfMath, {columns}, true, {'true' if walkers else 'false'}>"
     return [
         Work(
-            "lateral_kernel", blocks, resident(m, f"lateral_kernel<bf16, HalfMath, {columns}, true>", 3, shared),
-            of_block * blocks,
-            l2=clips * met * height * width * channels * 2 * across + cdiv(pixels, rows) * sized(weight),
-            chain=steps * max(one, m.l2_latency / (stages - 1)), fill=m.fill / 2 + m.dram_latency,
+            "lateral_kernel", down * across, resident(m, name, 3 if columns <= 64 else 2, shared),
+            of_tile * (down * across) + kept,
+            l2=clips * met * height * width * channels * 2 * across + walking * sized(weight),
+            chain=chain, fill=fill,
             shared=shared,
             reads=[(fast, clips * min(met, fast.shape[2]) * height * width * channels * 2), (weight, sized(weight))],
             writes=[(out, sized(out))],

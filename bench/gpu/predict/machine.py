@@ -157,7 +157,6 @@ class Work:
     chain:      clk that a block takes alone, one thing after another; fill: clk around its loop in which its place does
                 nothing.
     reads, writes: (tensor, bytes of it, each once).
-    balanced:   whether the work is cut evenly, however many tiles there are.
     """
 
     kernel: str
@@ -171,7 +170,6 @@ class Work:
     fill: float = 0.0
     reads: Sequence[tuple[Any, float]] = ()
     writes: Sequence[tuple[Any, float]] = ()
-    balanced: bool = False
     shared: int = 0
 
     @property
@@ -209,7 +207,7 @@ def time_of(work: Work, dram_bytes: float, m: Machine) -> Time:
     The multiprocessor with the most blocks decides; `resident` of them run side by side.
     """
     blocks = max(1, work.blocks)
-    most = blocks / m.processors if work.balanced else -(-blocks // m.processors)
+    most = -(-blocks // m.processors)
     share = most / blocks  # of all work, that the busiest multiprocessor does
     rounds = max(1.0, -(-most // max(1, work.resident)))
     c, wgmma_per_clk = work.count, m.wgmma / m.processors / m.clock

@@ -29,27 +29,14 @@ from slowfast_kernels.bench.gpu.predict.trace import (
 from slowfast_kernels.plans.network import Network
 from slowfast_kernels.plans.plan import Instance
 
-#: What is planned and not there yet, in words.
-PLANNED = (
-    "k x 1 x 1 convolutions of the Slow pathway by a persistent Triton kernel with TMA descriptors where that is "
-    "faster, the residual of a wide block's second kernel fetched ahead, temporal taps of narrow blocks side by side"
-)
-
-#: The same, as parameters of the models of our kernels: whoever lands one makes it the model's default.
-PLANNED_PARAMETERS: dict[str, dict[str, Any]] = {
-    "_block_wide_rest_run_cuda": {"prefetched": True},
-    "_block_narrow_run_cuda": {"reads_per_frame": 1},
-}
-
 
 @dataclass(frozen=True)
 class Launched:
-    """A launch: its work, bytes to and from DRAM, time, and the time if what is planned were there."""
+    """A launch: its work, bytes to and from DRAM, time."""
 
     work: Work
     dram_bytes: float
     time: Time
-    planned: Time
 
 
 @dataclass(frozen=True)
@@ -68,10 +55,6 @@ class Row:
     @property
     def seconds(self) -> float:
         return sum(one.time.seconds for one in self.launches)
-
-    @property
-    def planned(self) -> float:
-        return sum(one.planned.seconds for one in self.launches)
 
     @property
     def limiter(self) -> str:
@@ -93,13 +76,13 @@ class Prediction:
     machine: Machine
     rows: tuple[Row, ...]
 
-    def chain(self, lane: int, planned: bool = False) -> float:
+    def chain(self, lane: int) -> float:
         """Seconds of a lane's steps one after another."""
-        return sum(row.planned if planned else row.seconds for row in self.rows if row.lane == lane)
+        return sum(row.seconds for row in self.rows if row.lane == lane)
 
-    def seconds(self, planned: bool = False) -> float:
+    def seconds(self) -> float:
         """Of the whole network: two streams save a part of the sum of their work, and neither ends before its own."""
-        chains = [self.chain(lane, planned) for lane in (0, 1)]
+        chains = [self.chain(lane) for lane in (0, 1)]
         return max(*chains, (1 - self.machine.overlap) * sum(chains)) if min(chains) > 0 else sum(chains)
 
     @property
@@ -146,7 +129,7 @@ def rows_of(steps: Sequence[Started], instance: Instance, m: Machine) -> Iterato
         for one in steps:
             launches = []
             fresh = reads_inputs(one.step)
-            for choice, choice_planned in works(one.calls or (), m):
+            for choice in works(one.calls or (), m):
                 work = choice[0]
                 read = sum(
                     b if fresh else cache.touch(place_of(t, one.step, instance), b) for t, b in work.reads
@@ -156,9 +139,7 @@ def rows_of(steps: Sequence[Started], instance: Instance, m: Machine) -> Iterato
                 dram = read + sum(b for _, b in work.writes)
                 if again:
                     best = min(choice, key=lambda w: time_of(w, dram, m).seconds)
-                    times = [min((time_of(w, dram, m) for w in ws), key=lambda t: t.seconds)
-                             for ws in (choice, choice_planned)]  # fmt: skip
-                    launches.append(Launched(best, dram, *times))
+                    launches.append(Launched(best, dram, time_of(best, dram, m)))
             if again:
                 s = one.step
                 known = one.calls is not None
@@ -174,55 +155,31 @@ def rows_of(steps: Sequence[Started], instance: Instance, m: Machine) -> Iterato
                 )
 
 
-def works(calls: Sequence[Call], m: Machine) -> Iterator[tuple[list[Work], list[Work]]]:
-    """Of every launch of a step the forms that it may take, the fastest of which is taken; and those if what is planned
-    were there. All forms read and write the same."""
+def works(calls: Sequence[Call], m: Machine) -> Iterator[list[Work]]:
+    """Of every launch of a step the forms that it may take, the fastest of which is taken. All forms read and write the
+    same."""
     calls, i = list(calls), 0
     while i < len(calls):
         call = calls[i]
         i += 1
         if call.launch is not None:
-            now = others.triton(m, call.launch)
-            yield now, [*now, *_descriptors_of(m, call.launch, now[0])]
+            yield others.triton(m, call.launch)
         elif call.name in MODELS:
-            parameters = PLANNED_PARAMETERS.get(call.name, {})
-            yield from zip(
-                ([w] for w in MODELS[call.name](m, *call.args, **call.kwargs)),
-                ([w] for w in MODELS[call.name](m, *call.args, **call.kwargs, **parameters)),
-                strict=True,
-            )
+            yield from ([w] for w in MODELS[call.name](m, *call.args, **call.kwargs))
         elif call.name in CONVOLUTIONS:
             x, weight, bias, stride = (*call.args, None, None)[:4]
             residual, behind = None, 0
             while i < len(calls) and calls[i].name in ("aten::add_", "aten::relu_") and _same(calls[i], call):
                 residual = calls[i].args[1] if calls[i].name == "aten::add_" else residual
                 behind, i = behind + 1, i + 1
-            now = list(others.convolution(m, x, weight, stride or (1, 1), call.result, residual))
-            outputs, channels, kh, kw = weight.shape
-            flat = kw == 1 and all(s == 1 for s in stride or (1, 1))
-            pixels = call.result.numel() // outputs
-            yield (
-                now,
-                [*now, *(others.descriptors(m, now[0], pixels, outputs, kh * channels) if flat else ())],
-            )
-            if (
-                bias is not None and not behind
-            ):  # a pass of its own: only with what follows it is it in the epilogue
-                now = [others.streamed(m, "bias", [call.result], [call.result])]
-                yield now, now
+            yield list(others.convolution(m, x, weight, stride or (1, 1), call.result, residual))
+            # a pass of its own: only with what follows it is it in the epilogue
+            if bias is not None and not behind:
+                yield [others.streamed(m, "bias", [call.result], [call.result])]
         elif not call.name.startswith("aten::"):
             raise LookupError(f"{call.name}: expected a model of this native op in bench/gpu/predict/cuda.py")
         elif (work := _pass(m, call)) is not None:
-            yield [work], [work]
-
-
-def _descriptors_of(m: Machine, launch: Any, work: Work) -> Iterator[Work]:
-    v = launch.values
-    if launch.name != "conv_kernel" or v["ROW"] or v["x2"] is not None:
-        return
-    if (v["KH"], v["KW"], v["stride_t"], v["stride_h"], v["stride_w"]) == (1, 1, 1, 1, 1):
-        depth = v["KT"] * v["channels"] * v["X_UNIT"]
-        yield from others.descriptors(m, work, v["pixels"], v["out"].shape[1], depth)
+            yield [work]
 
 
 def _storage(x: Any) -> Any:
@@ -258,9 +215,7 @@ FORMS: Mapping[str, Sequence[str]] = {
 }
 
 
-def forms(
-    model: str, batch: int, machine: Machine | None = None, planned: bool = False
-) -> dict[str, dict[str, float]]:
+def forms(model: str, batch: int, machine: Machine | None = None) -> dict[str, dict[str, float]]:
     """Seconds of every stage of residual blocks in each form that computes it itself; by stage, then form."""
     found: dict[str, dict[str, float]] = {}
     for name, providers in FORMS.items():
@@ -269,7 +224,7 @@ def forms(
         )
         for stage, rows in _by_stage(predict(model, batch, machine, providers).rows).items():
             if all(row.provider == wanted for row in rows):
-                found.setdefault(stage, {})[name] = sum(r.planned if planned else r.seconds for r in rows)
+                found.setdefault(stage, {})[name] = sum(r.seconds for r in rows)
     return found
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from slowfast_kernels._triton.launch import Launch
 from slowfast_kernels.bench.gpu.predict.cuda import cdiv, sized
@@ -15,7 +16,7 @@ from slowfast_kernels.bench.gpu.predict.machine import Count, Machine, Work, mov
 #: Tiles, pixels x channels, that cuDNN's kernels for Hopper have; it measures which is fastest.
 CUDNN_TILES = ((64, 64), (64, 128), (64, 256), (128, 64), (128, 128), (128, 256), (256, 64), (256, 128))
 
-#: Products of a step, and steps in flight, of cuDNN's kernels and of the planned descriptor form.
+#: Products of a step, and steps in flight, of cuDNN's kernels.
 STEP, STAGES = 64, 4
 
 
@@ -31,7 +32,7 @@ def places(m: Machine, sums: int, threads: int, shared: int) -> int:
 
 def gemm(
     m: Machine, name: str, pixels: int, outputs: int, depth: int, tile: tuple[int, int], *, loop: float, stages: int,
-    step: int = STEP, threads: int = 384, balanced: bool = False, cluster: int = 1,
+    step: int = STEP, threads: int = 384, cluster: int = 1,
 ) -> Work:  # fmt: skip
     """A product [pixels x depth] x [depth x outputs] on wgmma, both operands from shared memory; without its memory.
 
@@ -54,7 +55,7 @@ def gemm(
     side = places(m, rows * columns // threads, threads, shared)
     return Work(
         name, blocks, side, count, wgmma=2.0 * rows * columns * depth * blocks, loop=loop,
-        l2=brought * depth * 2.0 * blocks, fill=m.fill, balanced=balanced,
+        l2=brought * depth * 2.0 * blocks, fill=m.fill,
         chain=depth / step * m.l2_latency / max(1, stages - 1), shared=shared,
     )  # fmt: skip
 
@@ -82,20 +83,6 @@ def convolution(
         yield work
 
 
-def descriptors(m: Machine, work: Work, pixels: int, outputs: int, depth: int) -> Iterator[Work]:
-    """The planned form of a k x 1 x 1 convolution of unit stride: TMA descriptors, a persistent loop that is cut evenly
-    over the multiprocessors, wgmma."""
-    for tile in ((128, 128), (128, 256)):
-        planned = gemm(
-            m, f"descriptors {tile[0]}x{tile[1]}", pixels, outputs, depth, tile, loop=m.descriptor_loop,
-            stages=STAGES, balanced=True,
-        )  # fmt: skip
-        planned.l2 += work.traffic - sum(sized(t) for t, _ in work.reads[:2])
-        planned.reads, planned.writes = work.reads, work.writes
-        planned.fill = m.fill  # once, not for every tile
-        yield planned
-
-
 def streamed(m: Machine, name: str, reads: Sequence[Any], writes: Sequence[Any]) -> Work:
     """A pass over memory."""
     read, written = [(t, sized(t)) for t in reads], [(t, sized(t)) for t in writes]
@@ -106,19 +93,30 @@ def streamed(m: Machine, name: str, reads: Sequence[Any], writes: Sequence[Any])
 # --- Triton --------------------------------------------------------------------------------------------------
 
 #: Arguments that a kernel writes, where it is not `out`.
-WRITTEN = {"average_kernel": ("parts",), "cells_kernel": ("maps",), "windows_kernel": ("features",)}
+WRITTEN = {
+    "average_kernel": ("parts",),
+    "descriptor_kernel": ("out", "partial"),
+    "cells_kernel": ("maps",),
+    "windows_kernel": ("features",),
+}
 
 
 def triton(m: Machine, launch: Launch) -> list[Work]:
     """The work of a recorded launch of a Triton kernel; of one without a model of its own, its memory alone."""
     make = TRITON.get(launch.name)
     work = make(m, launch) if make else Work(launch.name, math.prod(launch.grid), 4, fill=m.fill / 2)
-    named = {k: v for k, v in launch.values.items() if isinstance(v, torch.Tensor)}
+    named = {k: t for k, v in launch.values.items() if (t := tensor_of(v)) is not None}
     written = WRITTEN.get(launch.name, ("out",))
     work.reads = work.reads or [(t, sized(t)) for k, t in named.items() if k not in written]
     work.writes = [(t, sized(t)) for k, t in named.items() if k in written]
     work.l2 = work.l2 or sum(b for _, b in work.reads)
     return [work]
+
+
+def tensor_of(value: Any) -> torch.Tensor | None:
+    """The tensor of an argument, which a descriptor may describe."""
+    value = value.base if isinstance(value, TensorDescriptor) else value
+    return value if isinstance(value, torch.Tensor) else None
 
 
 def conv_kernel(m: Machine, launch: Launch) -> Work:
@@ -138,16 +136,54 @@ def conv_kernel(m: Machine, launch: Launch) -> Work:
         stages=launch.stages, step=step, threads=32 * launch.warps,
     )  # fmt: skip
     work.l2 += sized(v["residual"])
-    work.reads = _convolved(v, v["out"], taps)
+    work.reads = _convolved(v, v["pixels"], taps)
     return work
 
 
-def _convolved(v: Any, out: torch.Tensor, taps: int) -> list[tuple[Any, float]]:
+def descriptor_kernel(m: Machine, launch: Launch) -> Work:
+    """Output channels are the rows of a wgmma. A program does one item after the other: a tile, or a part of the
+    products of one."""
+    v = launch.values
+    pixels, columns, step, splits = (
+        math.prod(v[f"BOX_{axis}"] for axis in "NTHW"), v["BLOCK_N"], v["BLOCK_K"], v["SPLITS"]
+    )  # fmt: skip
+    taps = v["KT"] * v["KH"] * v["KW"]
+    depth = (taps * cdiv(v["channels"], step) + v["steps2"]) * step
+    places_of = v["items"] // splits // v["across"]  # of pixels, whole boxes
+    work = gemm(
+        m, f"descriptor_kernel {pixels}x{columns}", v["across"] * columns, places_of * pixels, depth, (columns, pixels),
+        loop=m.descriptor_loop, stages=launch.stages, step=step, threads=32 * launch.warps,
+    )  # fmt: skip
+    work.blocks, work.chain = v["items"], work.chain / splits
+    residual = tensor_of(v["residual"])
+    tile = pixels * columns * 2
+    if splits == 1:  # a tile on its way out; of a residual that is loaded ahead, its own
+        work.shared += tile * (2 if v["OVERLAP"] and residual is not None else 1)
+    work.resident = places(m, pixels * columns // (32 * launch.warps), 32 * launch.warps, work.shared)
+    if v["OVERLAP"] and v["items"] > launch.grid[0]:  # the next tile's first operands set out before
+        work.fill /= 2
+    work.l2 += sized(residual)
+    work.reads = _convolved(v, places_of * pixels, taps)
+    return work
+
+
+def split_sum_kernel(m: Machine, launch: Launch) -> Work:
+    """A part of a tile: its sums, all of which are on their way at a time, across the block into rows, and its end."""
+    v = launch.values
+    values = math.prod(v[f"BOX_{axis}"] for axis in "NTHW") * v["PART"]
+    programs = launch.grid[0]
+    work = Work("split_sum_kernel", programs, 8, fill=m.fill / 2, shared=2 * values)
+    work.chain = m.l2_latency + 2 * m.barrier
+    work.count = (moved(2 * values) * 2 + Count(requests=v["SPLITS"] * values / 128)) * programs
+    work.l2 = 4 * v["SPLITS"] * values * programs + sized(tensor_of(v["residual"]))
+    return work
+
+
+def _convolved(v: Any, pixels: int, taps: int) -> list[tuple[Any, float]]:
     """Bytes that a convolution reads of each of its tensors: a strided 1x1x1 only the pixels that it uses."""
-    pixels = out.numel() // out.shape[1]
-    found = []
+    found: list[tuple[Any, float]] = []
     for name in ("x", "inner", "w", "wb", "wc", "residual", "x2", "w2"):
-        t = v.get(name)
+        t = tensor_of(v.get(name))
         if t is not None:
             used = pixels * t.shape[1] * 2 if name == "x2" or (name == "x" and taps == 1) else sized(t)
             found.append((t, min(sized(t), used)))
@@ -185,7 +221,7 @@ def tail_kernel(m: Machine, launch: Launch) -> Work:
     )  # fmt: skip
     # conv_c's first operand stays in registers; every block of channels has an epilogue that nothing runs beside
     work.chain = cdiv(outputs, columns) * (m.dram_latency + 2 * m.barrier)
-    work.reads = _convolved({**v, "inner": v["x"], "x": None}, out, 9)
+    work.reads = _convolved({**v, "inner": v["x"], "x": None}, pixels, 9)
     return work
 
 
@@ -207,6 +243,8 @@ def linear_kernel(m: Machine, launch: Launch) -> Work:
 
 TRITON: dict[str, Callable[[Machine, Launch], Work]] = {
     "conv_kernel": conv_kernel,
+    "descriptor_kernel": descriptor_kernel,
+    "split_sum_kernel": split_sum_kernel,
     "tail_kernel": tail_kernel,
     "average_kernel": average_kernel,
     "linear_kernel": linear_kernel,
