@@ -107,7 +107,7 @@ def test_out_may_be_the_residual(provider, monkeypatch):
     (x, weight, scale, shift, residual), kwargs = there(case_named(OP, "3x3x3").args())
     expected = ops.conv_bn_act3d(x, weight, scale, shift, residual, **kwargs)
 
-    def measure(op, key, source, device, heuristic, candidates, run):
+    def measure(op, key, source, device, heuristic, candidates, run, family):
         for config in candidates()[:3]:
             run(config)
             run(config)
@@ -122,7 +122,7 @@ def test_out_may_be_the_residual(provider, monkeypatch):
 def test_choices_are_made_once(provider, monkeypatch):
     asked = []
 
-    def choose(op, key, source, device, heuristic, candidates, run):
+    def choose(op, key, source, device, heuristic, candidates, run, family):
         asked.append(key)
         return heuristic
 
