@@ -129,7 +129,7 @@ def machine(processors: int) -> Iterator[None]:
     with (
         mock.patch.object(bottleneck, "limits", lambda device: (processors, shared)),
         mock.patch.object(lateral, "limits", lambda device: (processors, shared)),
-        mock.patch.object(stem, "_processors", lambda device: processors),
+        mock.patch.object(stem, "limits", lambda device: (processors, shared)),
         mock.patch.dict(bottleneck.TUNER.found, clear=True),
         mock.patch.dict(lateral.TUNER.found, clear=True),
         mock.patch.dict(stem.TUNER.found, clear=True),

@@ -20,6 +20,7 @@ from ops.parity import (
 )
 from slowfast_kernels import _extension
 from slowfast_kernels.ops._cases import Draw
+from slowfast_kernels.ops._device import SHARED_BYTES
 from slowfast_kernels.ops._memory import empty_channels_last
 from slowfast_kernels.ops.bottleneck3d.cases import _call
 from slowfast_kernels.ops.bottleneck3d.spec import BlockSpec
@@ -202,7 +203,7 @@ def test_which_blocks_it_is_offered(cin, cout, kernel_t, stride, sentence, provi
     packed = kernels.pack(BlockSpec(*parameters), x.dtype)
     refused = fit.whole_refuses(packed, stride)
     assert (sentence is None and refused is None) or sentence in refused
-    offered = fit.whole_candidates(packed, 56, 56, stride, 1, fit.SHARED_BYTES)
+    offered = fit.whole_candidates(packed, 56, 56, stride, 1, SHARED_BYTES)
     assert bool(offered) == (sentence is None)
 
 
@@ -221,10 +222,10 @@ def test_shared_memory_is_what_the_choice_of_tiles_reckons(cin, cout, provider):
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_candidates_fit(dilation, provider):
     packed = kernels.pack(BlockSpec(*block((1, 256, 1, 2, 2))[0][1:]), torch.bfloat16)
-    for tiles in fit.whole_candidates(packed, 56, 56, 1, dilation, fit.SHARED_BYTES):
-        assert fit.whole_shared_bytes(packed, tiles, dilation) <= fit.SHARED_BYTES
+    for tiles in fit.whole_candidates(packed, 56, 56, 1, dilation, SHARED_BYTES):
+        assert fit.whole_shared_bytes(packed, tiles, dilation) <= SHARED_BYTES
         assert (tiles.height + 2 * dilation) * (tiles.width + 2 * dilation) <= fit.WHOLE_ROWS
-    assert fit.whole_heuristic(packed, 64, 56, 56, 1, 1, 132, fit.SHARED_BYTES) == fit.TailTiles(14, 14, True)
+    assert fit.whole_heuristic(packed, 64, 56, 56, 1, 1, 132, SHARED_BYTES) == fit.TailTiles(14, 14, True)
     assert (
         fit.whole_heuristic(packed, 64, 56, 56, 1, 1, 108, 163 * 1024) is None
     )  # weights alone nearly fill it

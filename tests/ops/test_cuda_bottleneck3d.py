@@ -25,6 +25,7 @@ from ops.parity import (
 )
 from slowfast_kernels import _extension, ops
 from slowfast_kernels.ops._cases import Draw
+from slowfast_kernels.ops._device import SHARED_BYTES, limits
 from slowfast_kernels.ops._memory import empty_channels_last
 from slowfast_kernels.ops.bottleneck3d.cases import _call
 from slowfast_kernels.ops.bottleneck3d.spec import BlockSpec
@@ -111,7 +112,7 @@ def reckoned(drawn, config):
 
 @given(drawn=calls(kernels.NARROW), config=tiles)
 def test_drawn_narrow_blocks(drawn, config, provider):
-    assume(reckoned(drawn, config) <= fit.limits(torch.device(DEVICE))[1])
+    assume(reckoned(drawn, config) <= limits(torch.device(DEVICE))[1])
     got, _ = run_packed(*drawn, config=config)
     check([got], reference(OP, *to_float64(drawn)), reference(OP, *drawn), PRODUCTS, str(config))
 
@@ -189,13 +190,13 @@ def test_tiles_of_fast_blocks(provider):
     """7 x 14 pixels fit an SM of an H200, where C = 8 four times; what is offered for three taps rolls."""
     for inner, size, resident in ((8, 56, 4), (16, 28, 2), (32, 14, 1)):
         _, _, packed = narrow(inner, NARROW_CIN[inner], 1, (2, 2))
-        found = fit.heuristic(packed, 8, 32, size, size, 1, 1, 132, fit.SHARED_BYTES)
+        found = fit.heuristic(packed, 8, 32, size, size, 1, 1, 132, SHARED_BYTES)
         assert (found.height, found.width) == (7, 14)
         each = fit.shared_bytes(packed, found, 1, 1) + 1024
-        assert (fit.SHARED_BYTES + 1024) // each == resident == fit.NARROW_BLOCKS[inner][1]
-        for tiles in fit.candidates(packed, 8, 32, size, size, 1, 1, fit.SHARED_BYTES):
+        assert (SHARED_BYTES + 1024) // each == resident == fit.NARROW_BLOCKS[inner][1]
+        for tiles in fit.candidates(packed, 8, 32, size, size, 1, 1, SHARED_BYTES):
             assert fit._halo(tiles, 1, 1) <= fit.ROLLING_HALO
-            assert fit.shared_bytes(packed, tiles, 1, 1) <= fit.SHARED_BYTES
+            assert fit.shared_bytes(packed, tiles, 1, 1) <= SHARED_BYTES
 
 
 def test_registers_leave_room_for_the_blocks_that_are_reckoned_with(provider):

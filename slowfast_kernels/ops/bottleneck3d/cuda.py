@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ... import autotune
+from .._device import limits
 from .._dtypes import HALVES, refused
 from .._memory import channels_last, empty_channels_last, pixel_pitch
 from .._prepared import Prepared
@@ -24,7 +25,6 @@ from .cuda_tiles import (
     candidates,
     heuristic,
     least_shared_bytes,
-    limits,
     tail_candidates,
     tail_heuristic,
     whole_candidates,

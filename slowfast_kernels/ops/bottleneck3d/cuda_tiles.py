@@ -12,9 +12,6 @@ import torch
 
 from .cuda_pack import WIDE, Packed
 
-#: Multiprocessors and shared memory of a block where no device says (the emulator's, an H200's).
-PROCESSORS, SHARED_BYTES = 132, 227 * 1024
-
 #: Inner width of a narrow block -> warps of a block of threads, blocks of threads that a multiprocessor's registers
 #: hold; as block_narrow_threads and block_narrow_resident of block_narrow.cuh have them.
 NARROW_BLOCKS = {8: (4, 4), 16: (8, 2), 32: (8, 1)}
@@ -61,16 +58,6 @@ def shared_bytes(packed: Packed, tiles: Tiles, stride: int, dilation: int) -> in
     maps = halo * (ring * x_pitch + 2 * _pitch(packed.inner)) * 2
     vectors = 4 * packed.shifts.numel() + 8 * rows + -(-4 * halo // 16) * 16
     return maps + packed.weights.numel() * 2 + vectors
-
-
-@functools.cache
-def limits(device: torch.device) -> tuple[int, int]:
-    """(multiprocessors, shared memory of a block) of a device."""
-    if device.type != "cuda":
-        return PROCESSORS, SHARED_BYTES
-    properties = torch.cuda.get_device_properties(device)
-    # torch's own annotations do not know the attribute
-    return properties.multi_processor_count, getattr(properties, "shared_memory_per_block_optin", 163 * 1024)
 
 
 def candidates(

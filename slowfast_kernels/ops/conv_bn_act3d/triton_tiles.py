@@ -11,12 +11,10 @@ import torch
 
 from ... import backends
 from ..._triton.launch import cdiv, next_power_of_2
+from .._device import PROCESSORS
 
 #: Shared memory that the operands of a tile may take, bytes: what an sm_80 block can have, less the epilogue's.
 SHARED_BYTES = 160 * 1024
-
-#: Multiprocessors to keep busy when tiles are chosen without measuring (H100, H200).
-PROCESSORS = 132
 
 #: Most candidates that are measured for a shape, of each form.
 MOST_CANDIDATES = 8

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from ... import autotune, precision
+from .._device import limits
 from .._dtypes import FLOATS, refused
 from .._memory import pixel_rows
 from .._registration import define_native, float32
 from .._spec import ConvAffine
-from ..bottleneck3d.cuda_tiles import limits
 from ..conv_bn_act3d.spec import beyond_kernels
 from .joined import Lateral
 from .spec import LateralSpec

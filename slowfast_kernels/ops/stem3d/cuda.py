@@ -5,7 +5,6 @@ Operands are bfloat16 or float16 for the tensor cores, sums and shift float32; t
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ... import autotune
+from .._device import limits
 from .._dtypes import HALVES, refused
 from .._prepared import Prepared
 from .._registration import define_native, float32
@@ -31,8 +31,8 @@ TUNER = autotune.Tuner("stem3d", cuda=("stem",))
 #: Most output channels by temporal extent of the kernel.
 CHANNELS = {1: 64, 5: 8}
 
-#: Pooled pixels of a block of threads, height and width; multiprocessors where no device says (an H200's).
-TILE, PROCESSORS = (7, 8), 132
+#: Pooled pixels of a block of threads, height and width.
+TILE = (7, 8)
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,6 @@ def pack(conv: ConvAffine, dtype: torch.dtype) -> Packed:
         cout,
         kernel_t,
     )
-
-
-@functools.cache
-def _processors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return PROCESSORS
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @dataclass(frozen=True)
@@ -144,7 +137,7 @@ def _chosen(x: torch.Tensor, packed: Packed, out: torch.Tensor, relu: bool) -> S
     return TUNER.pick(
         ("cuda", packed.kernel_t, packed.cout, *out.shape, x.dtype),
         x.device,
-        lambda: heuristic(n, t, h, w, packed.kernel_t, _processors(x.device)),
+        lambda: heuristic(n, t, h, w, packed.kernel_t, limits(x.device)[0]),
         lambda: candidates(t),
         run,
     )
