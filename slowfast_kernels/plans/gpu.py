@@ -26,7 +26,7 @@ from ..ops.conv_bn_act3d.chain import ConvChain
 from ..ops.conv_bn_act3d.spec import ConvSpec
 from ..ops.conv_bn_act3d.triton import TritonConv
 from .choose import Chooser
-from .lower import Target, nbytes
+from .lower import Target, emit_call, nbytes
 from .plan import Input, Plan, View
 
 # Both as `slowfast-kernels bench gpu-predict` has it (docs/gpu-predicted.md): nothing of it is measured yet.
@@ -117,15 +117,13 @@ class GpuTarget(Target):
         if isinstance(spec, BlockSpec):
             chain = ConvChain(spec, self._conv)
             convs = [_triton_of(conv) for conv in (*chain.inner, chain.last)]
-            whole = {"triton": TritonBlock(spec, convs), "convolutions": chain}
-            if spec.a.weight.shape[0] <= BLOCK_CHANNELS:
-                each |= whole
-            elif (
-                "cudnn" in self.chooser.allowed
-            ):  # on wgmma, whose rate the CUDA kernels' mma.sync does not reach
-                each = {**dict(reversed(whole.items())), **each}
-            else:
-                each |= dict(reversed(whole.items()))
+            each["triton"], each["convolutions"] = TritonBlock(spec, convs), chain
+            if spec.a.weight.shape[0] > BLOCK_CHANNELS:
+                order = ["cuda", "convolutions", "triton"]
+                if "cudnn" in self.chooser.allowed:
+                    # on wgmma, whose rate the CUDA kernels' mma.sync does not reach
+                    order = ["convolutions", "triton", "cuda"]
+                each = {name: each[name] for name in order if name in each}
         else:
             assert triton.prepare is not None
             each["triton"] = triton.prepare(spec, self.dtype, self.device)
@@ -158,28 +156,15 @@ class GpuTarget(Target):
     def emit(self, plan: Plan, layer: Any, stage: str, op: str, out: View, inputs: Sequence[Any]) -> None:
         if isinstance(layer, Candidates):
             layer = self._pick(layer, out, inputs)
-        if isinstance(layer, cudnn.CudnnConv) and out.channels is None and out.frames is None:
-            shapes = [x.shape for x in inputs if x is not None]
-            args = (*inputs, *[None] * (layer.arity - len(inputs)))
-            moved = nbytes(*inputs, out) + layer.nbytes
-            plan.add(
-                stage,
-                op,
-                layer.fresh,
-                args,
-                layer.flops(*shapes),
-                moved,
-                produces=out,
-                provider=layer.provider,
-            )
+        if isinstance(layer, cudnn.CudnnConv) and out.whole:
+            emit_call(plan, layer, stage, op, out, inputs, layer.fresh)
         else:
             super().emit(plan, layer, stage, op, out, inputs)
 
     def _pick(self, layer: Candidates, out: View, inputs: Sequence[Any]) -> Prepared:
-        whole = out.channels is None and out.frames is None
-        each = self._able(layer, whole, [None if x is None else tuple(x.shape) for x in inputs])
+        each = self._able(layer, out.whole, [None if x is None else tuple(x.shape) for x in inputs])
         shapes = [tuple(x.shape) for x in inputs if x is not None]
-        key = (layer.op, *shapes, *_described(layer.spec), tuple(out.shape), whole, self.dtype)
+        key = (layer.op, *shapes, *_described(layer.spec), tuple(out.shape), out.whole, self.dtype)
 
         def tensors() -> list[Any]:
             wide = self.chooser.like(out.shape if out.frames else out.buffer.shape or (), self.dtype)
@@ -189,7 +174,7 @@ class GpuTarget(Target):
 
         def measured(prepared: Prepared) -> Callable[..., Any]:
             def call(target: torch.Tensor, *maps: torch.Tensor | None) -> Any:
-                if whole and isinstance(prepared, cudnn.CudnnConv):
+                if out.whole and isinstance(prepared, cudnn.CudnnConv):
                     return prepared.fresh(*maps)  # type: ignore[arg-type]
                 scratch = [
                     torch.empty(tuple(s), dtype=d, device=self.device) for s, d in prepared.scratch(*shapes)

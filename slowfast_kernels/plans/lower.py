@@ -108,13 +108,25 @@ def nbytes(*views: Any) -> int:
     return bytes_of(*(v for v in views if v is not None))
 
 
-def emit_call(plan: Plan, layer: Prepared, stage: str, op: str, out: View, inputs: Sequence[Any]) -> None:
-    """Append one call of a prepared op."""
+def emit_call(
+    plan: Plan,
+    layer: Prepared,
+    stage: str,
+    op: str,
+    out: View,
+    inputs: Sequence[Any],
+    fresh: Callable[..., Any] | None = None,
+) -> None:
+    """Append one call of a prepared op; or of ``fresh``, which returns the result in memory of its own."""
     shapes = [x.shape for x in inputs if x is not None]
-    scratch = [plan.buffer(shape, dtype) for shape, dtype in layer.scratch(*shapes)]
-    args = (out, *inputs, *[None] * (layer.arity - len(inputs)), *scratch)
-    moved = nbytes(*inputs, out) + layer.nbytes
-    plan.add(stage, op, layer.into, args, layer.flops(*shapes), moved, provider=layer.provider)
+    args: Sequence[Any] = (*inputs, *[None] * (layer.arity - len(inputs)))
+    if fresh is None:
+        args = (out, *args, *(plan.buffer(shape, dtype) for shape, dtype in layer.scratch(*shapes)))
+    moved, produces = nbytes(*inputs, out) + layer.nbytes, out if fresh else None
+    plan.add(
+        stage, op, fresh or layer.into, args, layer.flops(*shapes), moved, produces=produces,
+        provider=layer.provider,
+    )  # fmt: skip
 
 
 def emit_convolutions(target: Target, plan: Plan, layer: ConvChain, stage: str, out: View, x: View) -> None:
@@ -149,8 +161,7 @@ class _Lowering:
             node: Input(i, None if x is None else tuple(x.shape), None if x is None else x.dtype)
             for i, (node, x) in enumerate(zip(graph.inputs, inputs, strict=True))
         }
-        self.inputs = {node: i for i, node in enumerate(graph.inputs)}
-        self.clips: dict[int | None, View] = {}  # inputs that lie in the plan's memory, as maps
+        self.clips: dict[Node, View] = {}  # inputs that lie in the plan's memory, as maps
         self.fused: dict[Node, View] = {}  # of concatenations
 
     def run(self) -> Plan:
@@ -207,9 +218,9 @@ class _Lowering:
             ops = [user for user in apart if user.spec is not None]
             if ops:
                 self._lane(ops[0])
-                self._clip(value, ops[0].stage)
+                self._clip(node, value, ops[0].stage)
             if len(ops) < len(apart):
-                view = self.clips.get(value.index)
+                view = self.clips.get(node)
                 if view is None or view.dtype != value.dtype:
                     assert value.dtype is not None
                     view = self.plan.buffer(value.shape, value.dtype)
@@ -217,14 +228,14 @@ class _Lowering:
                     self.plan.add("input", "input", copy_into, (view, value), 0, 2 * nbytes(view))
                 self.values[node] = view
 
-    def _clip(self, value: Input, stage: str) -> View:
+    def _clip(self, node: Node, value: Input, stage: str) -> View:
         """A copy of the caller's map, of the type of the maps."""
-        if value.index not in self.clips:
+        if node not in self.clips:
             assert value.shape is not None
             view = self.plan.buffer(value.shape, self.target.dtype)
             self.plan.add(stage, "input", copy_into, (view, value), 0, 2 * nbytes(view))
-            self.clips[value.index] = view
-        return self.clips[value.index]
+            self.clips[node] = view
+        return self.clips[node]
 
     def _hand_out(self, node: Node) -> None:
         """A node's value for the caller."""
@@ -269,11 +280,10 @@ class _Lowering:
         if node is None:
             return None
         value = self.values[node]
-        i = self.inputs.get(node)
-        if i in self.clips:
-            return self.clips[i]
+        if node in self.clips:
+            return self.clips[node]
         taken = not isinstance(value, Input) or value.shape is None or self.target.reads(layer, value)
-        return value if taken else self._clip(value, stage)
+        return value if taken else self._clip(node, value, stage)
 
     # --- nodes
 

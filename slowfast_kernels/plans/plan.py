@@ -61,6 +61,11 @@ class View:
     def dtype(self) -> torch.dtype:
         return self.buffer.dtype
 
+    @property
+    def whole(self) -> bool:
+        """Whether it is all of the buffer."""
+        return self.channels is None and self.frames is None
+
     def slice(self, c0: int, c1: int) -> View:
         base = self.channels[0] if self.channels else 0
         return View(self.buffer, (base + c0, base + c1), self.frames)

@@ -205,23 +205,21 @@ def _pass(m: Machine, call: Call) -> Work | None:
 
 # --- which form of a stage -----------------------------------------------------------------------------------
 
-#: Ways to compute the residual blocks of a pathway's stage: providers that a plan is restricted to.
-FORMS: Mapping[str, Sequence[str]] = {
-    "cuda": ("cuda", "blocks"),
-    "cuda chain": ("cuda", "chain"),
-    "triton": ("triton",),
-    "triton convolutions": ("convolutions",),
-    "cudnn": ("convolutions", "cudnn"),
+#: Ways to compute the residual blocks of a pathway's stage: providers that a plan is restricted to, and the one that
+#: computes every step then.
+FORMS: Mapping[str, tuple[Sequence[str], str]] = {
+    "cuda": (("cuda", "blocks"), "cuda"),
+    "cuda chain": (("cuda", "chain"), "cuda chain"),
+    "triton": (("triton",), "triton"),
+    "triton convolutions": (("convolutions",), "triton"),
+    "cudnn": (("convolutions", "cudnn"), "cudnn"),
 }
 
 
 def forms(model: str, batch: int, machine: Machine | None = None) -> dict[str, dict[str, float]]:
     """Seconds of every stage of residual blocks in each form that computes it itself; by stage, then form."""
     found: dict[str, dict[str, float]] = {}
-    for name, providers in FORMS.items():
-        wanted = {"cuda": "cuda", "cuda chain": "cuda chain", "triton": "triton", "cudnn": "cudnn"}.get(
-            name, "triton"
-        )
+    for name, (providers, wanted) in FORMS.items():
         for stage, rows in _by_stage(predict(model, batch, machine, providers).rows).items():
             if all(row.provider == wanted for row in rows):
                 found.setdefault(stage, {})[name] = sum(r.seconds for r in rows)
